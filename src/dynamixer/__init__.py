@@ -1,0 +1,42 @@
+"""DynaMixer: vision MLPs that decide from the picture how to mix it.
+
+Importing this package registers its models with timm: `timm.create_model("dynamixer_s")`.
+"""
+
+import warnings
+from importlib.metadata import entry_points, version
+
+from dynamixer.errors import RunError, UserError
+from dynamixer.evaluate import evaluate
+from dynamixer.models import DynaMixer, count, load_official
+from dynamixer.models.checkpoint import Checkpoint, load
+from dynamixer.predict import predict
+from dynamixer.training import RECIPES, TrainConfig, train
+
+__version__ = version("dynamixer")
+__all__ = [
+    "RECIPES",
+    "Checkpoint",
+    "DynaMixer",
+    "RunError",
+    "TrainConfig",
+    "UserError",
+    "count",
+    "evaluate",
+    "load",
+    "load_official",
+    "predict",
+    "train",
+]
+
+
+def _load_model_plugins() -> None:
+    """Import what other packages offer in the entry-point group `dynamixer.models`; importing registers with timm."""
+    for entry in entry_points(group="dynamixer.models"):
+        try:
+            entry.load()
+        except Exception as error:  # noqa: BLE001 - someone else's code: ours has to go on without it
+            warnings.warn(f"the models of {entry.value} could not be loaded: {error!r}", stacklevel=2)
+
+
+_load_model_plugins()

@@ -1,0 +1,231 @@
+"""The command line: thin over the Python functions. stdout carries results, stderr everything else."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+USER_MISTAKE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+EXIT_CODES = "Exit codes: 0 done, 1 the run failed, 2 a mistake in what was asked for, 130 / 143 stopped by SIGINT / SIGTERM."
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda, mps or xpu."
+)
+model_help = "Run folder, or a .safetensors checkpoint from one."
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="dynamixer")
+def cli() -> None:
+    """DynaMixer: vision MLPs that decide from the picture how to mix it.
+
+    \b
+    A first run, on the pictures that ship with the package (minutes on a CPU):
+      dynamixer train fashion_nano --out runs/first
+      dynamixer eval runs/first --data fashion-mnist-mini
+      dynamixer predict photo.png --model runs/first
+    """
+
+
+def _train_help() -> str:
+    from dynamixer.training import RECIPES, TrainConfig  # noqa: PLC0415 - torch takes seconds to import
+
+    lines = ["\b", "Recipes:"]
+    lines += [f"  {name:16} {(f.__doc__ or '').splitlines()[0].split(': `')[0]}" for name, f in RECIPES.items()]
+    lines += ["", "\b", "Keys (recipes set some of them; shown are the defaults):"]
+    for item in dataclasses.fields(TrainConfig):
+        if item.name == "model_args":
+            lines.append(f"  {'model.OPTION':36} {item.metadata['help'].split('; ')[1]}")
+            continue
+        default = "none" if item.default is None else item.default if item.default != () else "[]"
+        lines.append(f"  {f'{item.name}={default}':36} {item.metadata['help']}")
+    return "\n".join(lines)
+
+
+class _TrainCommand(click.Command):
+    """Its help lists recipes and keys from the code, which is imported only for that."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.epilog = f"{_train_help()}\n\n{EXIT_CODES}"
+        super().format_epilog(ctx, formatter)
+
+
+@cli.command(cls=_TrainCommand)
+@click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...")
+@click.option("--data", metavar="D", help="Folder of class folders, Parquet file, or data set name.")
+@click.option("--out", metavar="RUN", type=click.Path(path_type=Path), help="Run folder, new or empty.")
+@json_option
+def train(words: tuple[str, ...], data: str | None, out: Path | None, as_json: bool) -> None:
+    """Train a model and leave a run folder with config, metrics, pictures and weights.
+
+    \b
+      dynamixer train                                      the demo recipe, fashion_nano
+      dynamixer train cifar10_nano --data train.parquet epochs=3 seed=1
+      dynamixer train --data flowers/ model=dynamixer_tiny size=112 model.softmax=false
+
+    --data takes a folder with one folder of pictures for each class (or with train/ and val/ folders of such), a Parquet
+    file in the Hugging Face image layout, fashion-mnist-mini, which ships, or a torchvision name, which is downloaded.
+    """
+    from dynamixer import training  # noqa: PLC0415
+    from dynamixer.errors import UserError, did_you_mean  # noqa: PLC0415
+
+    recipe, *words_left = words if words and "=" not in words[0] else ("", *words)
+    if recipe and recipe not in training.RECIPES:
+        raise UserError(f"unknown recipe {recipe!r}: {did_you_mean(recipe, training.RECIPES)}")
+    config = training.RECIPES[recipe or "fashion_nano"]() if recipe or not words_left else training.TrainConfig()
+    if data is not None:
+        config = dataclasses.replace(config, data=data)
+    config = config.with_words(words_left)
+    if out is None:
+        stem = Path(config.data).resolve().name if Path(config.data).exists() else config.data
+        out = Path("runs") / f"{config.model}-{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    result = training.train(config, out)
+    summary = f"best epoch {result.best_epoch}" + (f", {result.top1:.2f} % of held-out pictures" if result.top1 else "")
+    _print(as_json, result.to_dict(), f"{summary}\nrun folder: {result.run}\npictures:   {result.run}/curves.png, confusion.png")
+
+
+@cli.command(name="eval", epilog=EXIT_CODES)
+@click.argument("model")
+@click.option("--data", metavar="D", required=True, help="Folder, Parquet file, or data set name.")
+@click.option("--split", metavar="SPLIT", help="train, val or test [default: the first there is of test, val, train].")
+@click.option("--size", type=click.IntRange(min=1), help="Picture size in pixels [default: the one trained at].")
+@click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that decode.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--out", metavar="PNG", type=click.Path(path_type=Path), help="Write the confusion matrix to a picture.")
+@device_option
+@json_option
+def evaluate(model: str, data: str, as_json: bool, **options: Any) -> None:
+    """Measure the accuracy of MODEL, a run folder or checkpoint, on labelled pictures.
+
+    \b
+      dynamixer eval runs/first --data fashion-mnist-mini
+      dynamixer eval runs/first --data photos/ --size 160 --out confusion.png
+    """
+    from dynamixer.evaluate import evaluate as run  # noqa: PLC0415
+
+    result = run(model, data, **options)
+    text = (
+        f"top-1 {result['top1']:.2f} %   top-5 {result['top5']:.2f} %   loss {result['loss']:.4f}   "
+        f"{result['images']:,} pictures, {result['split']} split of {data}"
+    )
+    _print(as_json, result, text)
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--model", metavar="MODEL", help=model_help)
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes for each picture.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--sheet", metavar="PNG", type=click.Path(path_type=Path), help="Draw the pictures and classes in one PNG.")
+@device_option
+@json_option
+def predict(paths: tuple[str, ...], model: str | None, as_json: bool, **options: Any) -> None:
+    """Classify pictures: files, or folders that are searched through.
+
+    \b
+      dynamixer predict cat.jpg dog.png --model runs/first
+      dynamixer predict holiday/ --model runs/first --sheet sheet.png
+
+    A picture that cannot be read is reported, does not stop the others, and makes the exit code 2.
+    """
+    from dynamixer.errors import UserError  # noqa: PLC0415
+    from dynamixer.logs import log  # noqa: PLC0415
+    from dynamixer.predict import predict as run  # noqa: PLC0415
+
+    if model is None:
+        raise UserError("no weights ship with this version yet: train a model (dynamixer train) and give --model RUN.")
+    found = run(paths, model, **options)
+    lines = []
+    for result in found.results:
+        guesses = ", ".join(f"{guess.label} {100 * guess.probability:.1f} %" for guess in result.top)
+        lines.append(f"{result.path}: {guesses}")
+    _print(as_json, found.to_dict(), "\n".join(lines))
+    for error in found.errors:
+        log(f"error: {error}")
+    if found.errors:
+        sys.exit(USER_MISTAKE)
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("pattern", default="*")
+@json_option
+def models(pattern: str, as_json: bool) -> None:
+    """List the models with their size and work, those of plug-ins included; PATTERN such as '*_s' chooses."""
+    import timm  # noqa: PLC0415
+
+    from dynamixer.errors import UserError, did_you_mean  # noqa: PLC0415
+    from dynamixer.models import count  # noqa: PLC0415
+    from dynamixer.models.checkpoint import create_model  # noqa: PLC0415
+
+    names = timm.list_models(pattern, module="dynamixer")
+    if not names:
+        raise UserError(f"no model matches {pattern!r}: {did_you_mean(pattern, timm.list_models(module='dynamixer'))}")
+    rows = []
+    for name in names:
+        model = create_model(name, device="meta")
+        parameters, multiply_adds = count(model)
+        size = model.default_cfg["input_size"][1]  # type: ignore[index]
+        about = (timm.model_entrypoint(name).__doc__ or "").splitlines()[0]
+        rows.append(
+            {"model": name, "parameters": parameters, "multiply_adds": multiply_adds, "size": size, "about": about}
+        )
+    rows.sort(key=lambda row: row["parameters"])
+    head = f"{'model':16}{'parameters':>12}{'multiply-adds':>16}{'pixels':>8}  about"
+    text = [
+        f"{r['model']:16}{r['parameters']:12,}{r['multiply_adds']:16,}{r['size']:8}  {r['about']}" for r in rows
+    ]
+    _print(as_json, {"models": rows}, "\n".join([head, *text]))
+
+
+def _print(as_json: bool, value: dict[str, Any], text: str) -> None:
+    click.echo(json.dumps(value) if as_json else text)
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the signature of a handler
+    sys.exit(TERMINATED)
+
+
+def _guarded(command: Callable[[], Any]) -> int:
+    """Run a command and turn what can go wrong into one sentence on stderr and an exit code."""
+    from dynamixer.errors import RunError, UserError  # noqa: PLC0415
+    from dynamixer.files import reason  # noqa: PLC0415
+
+    try:
+        command()
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return error.exit_code
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        return USER_MISTAKE
+    except RunError as error:
+        click.echo(f"error: {error}", err=True)
+        return FAILED
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        click.echo(f"error: {reason(error)}{f' ({error.filename})' if error.filename else ''}.", err=True)
+        return FAILED
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("stopped; what was written before stays.", err=True)
+        return INTERRUPTED
+    return 0
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    sys.exit(_guarded(lambda: cli.main(args, prog_name="dynamixer", standalone_mode=False)))

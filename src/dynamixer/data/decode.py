@@ -1,0 +1,109 @@
+"""One decoder for training, evaluation, prediction and serving: bytes or a file -> an upright 8-bit RGB picture."""
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dynamixer.errors import UserError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+
+
+class BadImage(UserError):
+    """A file that cannot be used as a picture; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is refused before anything is decoded, from the size of the file and its header."""
+
+    file_bytes: int = 64 * 2**20
+    pixels: int = 100_000_000
+    side: int = 30_000
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def decode(source: bytes | str | Path, *, name: str | None = None, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
+    """Decode a picture to RGB, the same way everywhere.
+
+    The EXIF orientation is applied; of an animation the first frame is taken; CMYK, palette, grey and 16-bit pictures are
+    converted; what is transparent is laid over white.
+
+    Args:
+        source: the encoded bytes, or a file.
+        name: what to call the picture in an error; a file's path by default.
+        limits: what is refused before decoding.
+
+    Raises:
+        BadImage: missing, unreadable, truncated, too large, or not a picture of a known format.
+    """
+    name = name or ("the picture" if isinstance(source, bytes) else str(source))
+    encoded = source if isinstance(source, bytes) else _read(Path(source), name, limits)
+    if not encoded:
+        raise BadImage(f"{name} is empty (zero bytes).")
+    if len(encoded) > limits.file_bytes:
+        raise BadImage(f"{name} has {len(encoded):,} bytes; at most {limits.file_bytes:,} are accepted.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of what is refused or converted below
+            with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
+                _check_size(picture.size, name, limits)
+                picture.load()
+                return _to_rgb(ImageOps.exif_transpose(picture))
+    except BadImage:
+        raise
+    except Image.DecompressionBombError:
+        raise BadImage(f"{name} has more pixels than the {limits.pixels:,} that are accepted.") from None
+    except Image.UnidentifiedImageError:
+        raise BadImage(f"{name} is not a picture of a known format ({', '.join(FORMATS)}).") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ... on bad bytes
+        raise BadImage(f"{name} cannot be decoded: {error}.") from None
+
+
+def _read(path: Path, name: str, limits: Limits) -> bytes:
+    try:
+        size = path.stat().st_size
+        if path.is_dir():
+            raise BadImage(f"{name} is a folder, not a picture.")
+        if size > limits.file_bytes:
+            raise BadImage(f"{name} has {size:,} bytes; at most {limits.file_bytes:,} are accepted.")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise BadImage(f"{name} does not exist.") from None
+    except OSError as error:
+        raise BadImage(f"{name} cannot be read: {error.strerror}.") from None
+
+
+def _check_size(size: tuple[int, int], name: str, limits: Limits) -> None:
+    width, height = size
+    if max(size) > limits.side or width * height > limits.pixels:
+        raise BadImage(
+            f"{name} is {width}x{height} pixels; at most {limits.side:,} a side and {limits.pixels:,} in all are accepted."
+        )
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "RGB":
+        return picture
+    if picture.mode.startswith(("I", "F")):  # 16-bit grey comes as I;16 or, from PNG, I; floats (TIFF) as F
+        values = np.asarray(picture).astype(np.float64)
+        if picture.mode == "F":
+            top = max(1.0, float(values.max(initial=0.0)))
+            values = values * (255 / top)
+        else:
+            values = values / 257  # 65535 -> 255
+        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8), "L").convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")

@@ -1,0 +1,111 @@
+"""From a decoded picture to the tensor that a model reads: for evaluation here, for training with augmentation."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import create_transform, str_to_interp_mode
+from torch import Tensor, nn
+from torchvision import transforms
+
+from dynamixer.errors import UserError
+
+CROPS = ("rrc", "pad", "none")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What evaluation, prediction and serving do to a picture; it is kept in every checkpoint.
+
+    The shorter side is resized to size / crop_pct, the centre is cropped, and channels are normalised.
+    """
+
+    size: tuple[int, int]  # (height, width) in pixels
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Preprocessing":
+        """The model's own, from its default_cfg."""
+        cfg: dict[str, Any] = model.default_cfg  # type: ignore[assignment]
+        return cls(
+            size=(cfg["input_size"][1], cfg["input_size"][2]),
+            mean=tuple(cfg["mean"]),
+            std=tuple(cfg["std"]),
+            interpolation=cfg["interpolation"],
+            crop_pct=cfg["crop_pct"],
+        )
+
+    def at(self, size: int | tuple[int, int]) -> "Preprocessing":
+        """The same for another picture size in pixels."""
+        return replace(self, size=(size, size) if isinstance(size, int) else size)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
+        """Back from `to_dict`, as JSON gives it."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return asdict(self)
+
+    def transform(self) -> transforms.Compose:
+        """PIL picture -> [3, height, width] float32."""
+        return create_transform(
+            input_size=(len(self.mean), *self.size),
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+            crop_pct=self.crop_pct,
+        )
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """PIL picture -> [3, height, width] float32."""
+        tensor: Tensor = self.transform()(picture)
+        return tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training does to a picture: timm's transforms, or the padded crop that small pictures are used to."""
+
+    crop: str = "rrc"  # "rrc" random resized crop, "pad" resize, pad an eighth and crop, "none" resize only
+    scale: float = 0.35  # "rrc": the smallest area of a crop, as a share of the picture
+    hflip: float = 0.5
+    color_jitter: float = 0.0
+    auto_augment: str | None = None  # timm's names, for example rand-m9-mstd0.5-inc1
+    random_erasing: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse a crop that does not exist."""
+        if self.crop not in CROPS:
+            raise UserError(f"unknown crop {self.crop!r}: it is one of {', '.join(CROPS)}.")
+
+    def transform(self, preprocessing: Preprocessing, size: tuple[int, int]) -> transforms.Compose:
+        """PIL picture -> augmented [3, height, width] float32, drawing from Python's and torch's random state."""
+        composed: transforms.Compose = create_transform(
+            input_size=(len(preprocessing.mean), *size),
+            is_training=True,
+            scale=(self.scale, 1.0),
+            hflip=self.hflip,
+            color_jitter=self.color_jitter or None,
+            auto_augment=self.auto_augment,
+            interpolation=preprocessing.interpolation,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            re_prob=self.random_erasing,
+            re_mode="pixel",
+        )
+        if self.crop != "rrc":
+            resize = transforms.Resize(size, str_to_interp_mode(preprocessing.interpolation))
+            crop = [transforms.RandomCrop(size, padding=max(size) // 8)] if self.crop == "pad" else []
+            composed.transforms[0:1] = [resize, *crop]
+        return composed
+
+
+def collate(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """Pictures [B, 3, height, width] and labels [B] of a batch."""
+    return torch.stack([picture for picture, _ in samples]), torch.tensor([label for _, label in samples])

@@ -1,0 +1,287 @@
+"""The block and its parts (the paper's section 3), for grids of tokens of any size.
+
+Letters: B images, H W grid of tokens, C channels, L native line length, K a line's real length, S segments, d reduced width.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.models import register_notrace_module
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dynamixer.errors import UserError, did_you_mean
+from dynamixer.ops import DenseWeights, DynamicWeights, StaticWeights, Weights, batched_mixing, mixing_matrices
+from dynamixer.ops.resample import interpolation
+
+Generator = Literal["dynamic", "static", "dense"]
+GENERATORS: tuple[Generator, ...] = ("dynamic", "static", "dense")
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How a block mixes: the paper's choices by default, its ablations and two options of ours as fields."""
+
+    generator: Generator = "dynamic"
+    softmax: bool = True
+    static: bool = False
+    row: bool = True
+    column: bool = True
+    channel: bool = True
+    reweight: bool = True
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning.
+
+        Raises:
+            UserError: a combination that would leave parameters without effect, or no mixing at all.
+        """
+        if self.generator not in GENERATORS:
+            raise UserError(f"unknown generator {self.generator!r}: {did_you_mean(str(self.generator), GENERATORS)}")
+        if self.static and self.generator == "static":
+            raise UserError("static=True adds a static matrix to generated ones, but generator='static' has none to add it to.")
+        if not (self.row or self.column):
+            raise UserError("row=False and column=False together leave no mixing between tokens: keep one of them.")
+        if self.shared and not (self.row and self.column):
+            raise UserError("shared=True shares one operator between rows and columns, so neither can be left out.")
+        if self.reweight and not self.channel and not (self.row and self.column):
+            raise UserError("reweighting a single branch has no effect: add reweight=False, or keep a second branch.")
+
+    @property
+    def branches(self) -> int:
+        """How many branches a block sums: of column, row and channel."""
+        return self.row + self.column + self.channel
+
+
+class AxisMixer(nn.Module):
+    """The mixing operation along one axis: reduce, generate, mix, project; x [..., K, C] -> [..., K, C].
+
+    Lines of any length K share the parameters, which belong to the native length L: where K differs, the reduced tokens
+    are resampled to L and the logits of the matrix back to K. At K = L nothing is resampled.
+    """
+
+    def __init__(self, dim: int, length: int, segments: int, reduced: int, mixing: Mixing, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        if dim % segments:
+            raise UserError(f"{segments} segments do not divide {dim} channels: choose a divisor of {dim}.")
+        self.length, self.segments, self.softmax = length, segments, mixing.softmax
+        if mixing.generator == "dynamic":
+            self.reduce = nn.Linear(dim, segments * reduced, **dd)
+            self.generate = nn.Linear(length * reduced, length * length, **dd)
+        elif mixing.generator == "dense":
+            self.hidden = nn.Linear(dim, dim, **dd)
+            self.rows = nn.Linear(dim, segments * length, **dd)
+        else:
+            self.matrices = nn.Parameter(torch.empty(segments, length, length, **dd))
+        self.static = nn.Parameter(torch.empty(segments, length, length, **dd)) if mixing.static else None
+        self.project = nn.Linear(dim, dim, **dd)
+        self.generator: Generator = mixing.generator
+
+    def init_weights(self) -> None:
+        """Trained matrices start as a Linear's weights do; the added static one starts at zero, without effect."""
+        if self.generator == "static":
+            trunc_normal_(self.matrices, std=0.02)
+        if self.static is not None:
+            nn.init.zeros_(self.static)
+
+    def weights(self) -> Weights:
+        """The parameters as the ops take them."""
+        project = self.project.weight, self.project.bias
+        if self.generator == "dynamic":
+            made = self.reduce.weight, self.reduce.bias, self.generate.weight, self.generate.bias
+            return DynamicWeights(*made, *project, self.static)
+        if self.generator == "dense":
+            return DenseWeights(
+                self.hidden.weight, self.hidden.bias, self.rows.weight, self.rows.bias, *project, self.static
+            )
+        return StaticWeights(self.matrices, *project)
+
+    def matrices_for(self, x: Tensor) -> Tensor:
+        """The mixing matrices of x [..., K, C]: [..., S, K, K], [output token, input token] (static: [S, K, K])."""
+        return mixing_matrices(
+            x, self.weights(), segments=self.segments, length=self.length, softmax=self.softmax
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix along the last but one axis."""
+        return batched_mixing(x, self.weights(), segments=self.segments, length=self.length, softmax=self.softmax)
+
+    @torch.no_grad()
+    def set_length(self, length: int) -> None:
+        """Make `length` the native length, folding the resampling into the parameters.
+
+        The resampling is linear, so the function on lines of that length stays the same; from there it can be fine-tuned.
+        """
+        if length == self.length:
+            return
+        old = self.length
+        scale = 1.0 if self.softmax else old / length
+        like = self.project.weight
+        out = interpolation(old, length, like=like)  # [K, L]
+        if self.generator == "dynamic":
+            into = interpolation(length, old, like=like)  # [L, K]
+            weight = self.generate.weight.unflatten(1, (old, -1)).unflatten(0, (old, old))  # [L, L, L, d]
+            weight = torch.einsum("ao,bi,oild,lk->abkd", out, out, weight, into)
+            bias = out @ self.generate.bias.view(old, old) @ out.T
+            self.generate = _linear_of(weight.flatten(2).flatten(0, 1) * scale, bias.flatten() * scale, self.generate)
+        elif self.generator == "dense":
+            weight = out @ self.rows.weight.unflatten(0, (self.segments, old))  # [S, K, C]
+            bias = self.rows.bias.view(self.segments, old) @ out.T
+            self.rows = _linear_of(weight.flatten(0, 1) * scale, bias.flatten() * scale, self.rows)
+        else:
+            self.matrices = _parameter_of(out @ self.matrices @ out.T * scale, self.matrices)
+        if self.static is not None:
+            self.static = _parameter_of(out @ self.static @ out.T * scale, self.static)
+        self.length = length
+
+
+def _parameter_of(value: Tensor, old: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(value, requires_grad=old.requires_grad)
+
+
+def _linear_of(weight: Tensor, bias: Tensor, old: nn.Linear) -> nn.Linear:
+    new = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    new.weight, new.bias = _parameter_of(weight, old.weight), _parameter_of(bias, old.bias)
+    return new.train(old.training)
+
+
+@register_notrace_module  # its shapes are Python integers, which torch.fx's proxies are not
+class DynaMixerBlock(nn.Module):
+    """Row, column and channel branches, fused by the paper's reweighting and projected: [B, H, W, C] -> the same."""
+
+    def __init__(
+        self,
+        dim: int,
+        grid: tuple[int, int],
+        segments: int,
+        reduced: int,
+        mixing: Mixing,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        height, width = grid
+        self.shared = mixing.shared
+        self._check_grid(grid)
+        separate_column = mixing.column and not mixing.shared
+        self.column = AxisMixer(dim, height, segments, reduced, mixing, **dd) if separate_column else None
+        self.row = AxisMixer(dim, width, segments, reduced, mixing, **dd) if mixing.row else None
+        self.channel = nn.Linear(dim, dim, bias=False, **dd) if mixing.channel else None
+        self.reweight = Mlp(dim, dim // 4, dim * mixing.branches, **dd) if mixing.reweight else None
+        self.project = nn.Linear(dim, dim, **dd)
+
+    def _check_grid(self, grid: tuple[int, int]) -> None:
+        if self.shared and grid[0] != grid[1]:
+            raise UserError(f"shared=True needs a square grid of tokens, and this one is {grid[0]}x{grid[1]}.")
+
+    def branches(self, x: Tensor) -> list[Tensor]:
+        """What each branch that exists makes of x [B, H, W, C], in the published order: column, row, channel."""
+        column = self.row if self.shared else self.column
+        made = []
+        if column is not None:
+            made.append(column(x.transpose(1, 2).contiguous()).transpose(1, 2).contiguous())
+        if self.row is not None:
+            made.append(self.row(x))
+        if self.channel is not None:
+            made.append(self.channel(x))
+        return made
+
+    def branch_weights(self, branches: list[Tensor]) -> Tensor:
+        """The reweighting: for each image and channel, weights of the branches that sum to 1, [B, C, branches]."""
+        if self.reweight is None:
+            raise UserError("this block was built with reweight=False: its branches are summed, they have no weights.")
+        mean = torch.stack([branch.mean((1, 2)) for branch in branches]).sum(0)  # the mean of the sum, by linearity
+        logits = self.reweight(mean).unflatten(-1, (-1, len(branches)))
+        return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(logits.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix every row, every column and the channels of x [B, H, W, C]."""
+        branches = self.branches(x)
+        if self.reweight is None:
+            return self.project(sum(branches[1:], start=branches[0]))
+        weights = self.branch_weights(branches)[:, None, None]
+        parts = [branch * weights[..., i] for i, branch in enumerate(branches)]
+        return self.project(sum(parts[1:], start=parts[0]))
+
+    def set_grid(self, grid: tuple[int, int]) -> None:
+        """Make `grid` the native one (see AxisMixer.set_length)."""
+        self._check_grid(grid)
+        if self.column is not None:
+            self.column.set_length(grid[0])
+        if self.row is not None:
+            self.row.set_length(grid[1])
+
+
+class MixerLayer(nn.Module):
+    """One layer of the network: the mixing block and an MLP, each normalised before and added after."""
+
+    def __init__(
+        self,
+        dim: int,
+        grid: tuple[int, int],
+        segments: int,
+        reduced: int,
+        mixing: Mixing,
+        *,
+        drop_path: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.norm1 = nn.LayerNorm(dim, **dd)
+        self.mixer = DynaMixerBlock(dim, grid, segments, reduced, mixing, **dd)
+        self.norm2 = nn.LayerNorm(dim, **dd)
+        self.mlp = Mlp(dim, 3 * dim, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to [B, H, W, C]."""
+        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+@register_notrace_module  # pads by amounts that depend on the picture's size
+class PatchConv(nn.Module):
+    """One strided convolution: the stem (NCHW picture) and, between stages, the down-sampling (on [B, H, W, C]).
+
+    What does not fill a whole patch is padded with zeros at the bottom and on the right. A kernel wider than the stride
+    overlaps its neighbours, padded evenly on all sides, and gives the same grid.
+    """
+
+    def __init__(self, in_chans: int, dim: int, stride: int, *, kernel: int | None = None, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.stride, self.kernel = stride, kernel or stride
+        self.proj = nn.Conv2d(in_chans, dim, self.kernel, stride, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_chans, H, W] -> [B, ceil(H / stride), ceil(W / stride), dim]."""
+        before = (self.kernel - self.stride) // 2
+        after = self.kernel - self.stride - before
+        height, width = x.shape[-2:]
+        x = F.pad(x, (before, after + self._missing(width), before, after + self._missing(height)))
+        return self.proj(x).permute(0, 2, 3, 1)
+
+    def _missing(self, side: int) -> int:
+        return (side + self.stride - 1) // self.stride * self.stride - side
+
+
+class Stage(nn.Module):
+    """A down-sampling or none, then layers on one grid: [B, H, W, C] -> [B, H', W', C']."""
+
+    def __init__(self, downsample: PatchConv | None, layers: list[MixerLayer]):
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the stage."""
+        if self.downsample is not None:
+            x = self.downsample(x.permute(0, 3, 1, 2))
+        return self.blocks(x)

@@ -1,0 +1,17 @@
+"""What is said to the person at the terminal: on stderr, so that stdout stays for results."""
+
+import sys
+
+from rich.console import Console
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def log(message: str) -> None:
+    """One line on stderr."""
+    console.print(message, markup=False)
+
+
+def is_live() -> bool:
+    """Whether stderr is a terminal on which a bar can move."""
+    return sys.stderr.isatty()

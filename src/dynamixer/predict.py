@@ -1,0 +1,132 @@
+"""Classify picture files."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynamixer.data.decode import SUFFIXES, BadImage, decode
+from dynamixer.device import resolve_device
+from dynamixer.errors import UserError
+from dynamixer.files import whole_file
+from dynamixer.logs import log
+from dynamixer.models.checkpoint import load
+from dynamixer.progress import progress
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class and its probability."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most likely classes of one picture, the likeliest first."""
+
+    path: str
+    top: tuple[Guess, ...]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What became of each path: a prediction, or a sentence that says why there is none."""
+
+    model: str
+    results: list[Prediction] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return asdict(self)
+
+
+def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
+    """The files that paths mean: themselves, or for a folder all pictures in it, sorted, folders within included.
+
+    Raises:
+        UserError: a folder without pictures.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not inside:
+            raise UserError(f"{path} has no pictures ({', '.join(sorted(SUFFIXES))}).")
+        found += inside
+    return found
+
+
+def predict(
+    paths: Sequence[str | Path],
+    model: str | Path,
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+    device: str = "auto",
+    sheet: str | Path | None = None,
+) -> Predictions:
+    """Classify pictures with a trained model.
+
+    Args:
+        paths: files and folders.
+        model: a run folder or a checkpoint.
+        top: how many classes to give for each picture.
+        batch_size: pictures at a time.
+        device: auto, cpu, cuda, mps or xpu.
+        sheet: a PNG to write the pictures to with their classes as bars (the first 24).
+
+    Returns:
+        Results in the order of the paths. A picture that cannot be read stands under errors and does not stop the rest.
+
+    Raises:
+        UserError: no such model, no paths, or a folder without pictures.
+    """
+    if top < 1 or batch_size < 1:
+        raise UserError(f"top={top} and batch_size={batch_size} have to be above 0.")
+    files = find_pictures(paths)
+    if not files:
+        raise UserError("no pictures were given: name files or folders.")
+    where = resolve_device(device)
+    checkpoint = load(model, device=where)
+    transform = checkpoint.preprocessing.transform()
+    found = Predictions(str(checkpoint.path))
+    thumbnails = []
+    with progress("predicting", len(files)) as meter, torch.inference_mode():
+        for start in range(0, len(files), batch_size):
+            chunk, names = [], []
+            for file in files[start : start + batch_size]:
+                try:
+                    picture = decode(file)
+                except BadImage as error:
+                    found.errors.append(str(error))
+                    continue
+                chunk.append(transform(picture))
+                names.append(str(file))
+                if sheet is not None and len(thumbnails) < 24:
+                    picture.thumbnail((256, 256))
+                    thumbnails.append(picture)
+            if chunk:
+                probabilities = checkpoint.model(torch.stack(chunk).to(where)).float().softmax(1).cpu()
+                best = probabilities.topk(min(top, len(checkpoint.classes)), dim=1)
+                for name, shares, indices in zip(names, best.values.tolist(), best.indices.tolist(), strict=True):
+                    guesses = tuple(Guess(checkpoint.classes[i], p) for i, p in zip(indices, shares, strict=True))
+                    found.results.append(Prediction(name, guesses))
+            meter.advance(min(batch_size, len(files) - start))
+    if sheet is not None and thumbnails:
+        from dynamixer.plots import prediction_sheet  # noqa: PLC0415 - matplotlib takes a second to import
+
+        shown = [
+            (picture, Path(result.path).name, [(guess.label, guess.probability) for guess in result.top])
+            for picture, result in zip(thumbnails, found.results, strict=False)
+        ]
+        with whole_file(Path(sheet)) as temporary:
+            prediction_sheet(shown).savefig(temporary)
+        log(f"sheet: {sheet}")
+    return found

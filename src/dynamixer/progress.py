@@ -1,0 +1,50 @@
+"""A bar on a terminal, a line now and then elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from dynamixer.logs import console, is_live, log
+
+LINE_EVERY = 20.0  # seconds, where no bar can be shown
+
+
+class Meter:
+    """Counts pictures and shows what is known of them."""
+
+    def __init__(self, title: str, total: int, bar: Progress | None):
+        self.title, self.total, self.bar = title, total, bar
+        self.done, self.start = 0, time.perf_counter()
+        self.last_line = self.start
+        self.task = bar.add_task(title, total=total, note="") if bar else None
+
+    @property
+    def rate(self) -> float:
+        """Pictures a second so far."""
+        return self.done / max(1e-9, time.perf_counter() - self.start)
+
+    def advance(self, pictures: int, **values: float) -> None:
+        """Count `pictures` more, and show figures such as loss=1.23."""
+        self.done += pictures
+        note = "  ".join([*(f"{key} {value:.4g}" for key, value in values.items()), f"{self.rate:.0f} images/s"])
+        now = time.perf_counter()
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, advance=pictures, note=note)
+        elif now - self.last_line > LINE_EVERY:
+            self.last_line = now
+            left = (self.total - self.done) / max(self.rate, 1e-9)
+            log(f"{self.title}: {self.done}/{self.total}  {note}  {left:.0f} s left")
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Meter]:
+    """Show how far a loop over `total` pictures is."""
+    if not is_live():
+        yield Meter(title, total, None)
+        return
+    columns: list[Any] = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}")]
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        yield Meter(title, total, bar)

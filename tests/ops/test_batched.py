@@ -1,0 +1,166 @@
+"""The batched operation against the reference: values and every gradient, with matrices far from uniform."""
+
+import itertools
+
+import pytest
+import torch
+from helpers import error, relative_entropy, sharpen
+from torch.nn import functional as F
+
+from dynamixer.layers import AxisMixer, Mixing
+from dynamixer.ops import StaticWeights, batched_mixing, mixing_matrices, reference_mixing
+from dynamixer.ops.resample import interpolation
+
+L, C, S, D = 6, 24, 4, 3
+KINDS = [
+    Mixing(generator=generator, softmax=softmax, static=static)
+    for generator, softmax, static in itertools.product(("dynamic", "dense", "static"), (True, False), (False, True))
+    if not (static and generator == "static")
+]
+
+
+def mixer(mixing=KINDS[0], length=L, dtype=torch.float32):
+    return sharpen(AxisMixer(C, length, S, D, mixing)).to(dtype)
+
+
+@pytest.mark.parametrize("mixing", KINDS, ids=str)
+@pytest.mark.parametrize("leading", [(5,), (2, 3), (2, 1, 3)])
+def test_forward_and_every_gradient_equal_the_reference(mixing, leading):
+    module = mixer(mixing)
+    x = torch.randn(*leading, L, C)
+    results = []
+    for way in (reference_mixing, lambda *a, **k: batched_mixing(*a, length=L, **k)):
+        module.zero_grad()
+        given = x.clone().requires_grad_()
+        y = way(given, module.weights(), segments=S, softmax=mixing.softmax)
+        (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
+        grads = {name: p.grad.clone() for name, p in module.named_parameters()}
+        results.append({"y": y.detach(), "x": given.grad, **grads})
+    for key, expected in results[0].items():
+        assert expected.abs().max() > 0, key
+        assert error(results[1][key], expected) < 1e-5, key
+
+
+@pytest.mark.parametrize("mixing", [m for m in KINDS if m.softmax], ids=str)
+def test_these_weights_show_a_transposed_or_dropped_matrix(mixing):
+    module = mixer(mixing)
+    x = torch.randn(5, L, C)
+    matrices = module.matrices_for(x)
+    assert relative_entropy(matrices) < 0.7
+    expected = reference_mixing(x, module.weights(), segments=S)
+    for wrong in (matrices.transpose(-1, -2), torch.full_like(matrices, 1 / L), torch.eye(L).expand_as(matrices)):
+        values = x.unflatten(-1, (S, -1)).movedim(-2, -3)
+        y = module.project((wrong @ values).movedim(-3, -2).flatten(-2))
+        assert error(y, expected) > 0.1
+
+
+def test_rows_of_the_matrices_sum_to_one_with_the_softmax_only():
+    x = torch.randn(5, L, C)
+    ones = mixer().matrices_for(x).sum(-1)
+    torch.testing.assert_close(ones, torch.ones_like(ones))
+    assert mixer(Mixing(softmax=False)).matrices_for(x).sum(-1).std() > 0.1
+
+
+def test_a_constant_added_to_the_logits_changes_nothing():
+    module, x = mixer(), torch.randn(5, L, C)
+    before = module(x)
+    with torch.no_grad():
+        module.generate.bias += 7.0
+    torch.testing.assert_close(module(x), before, rtol=1e-4, atol=1e-5)
+
+
+def test_permuted_lines_give_permuted_results():
+    module, x, order = mixer(), torch.randn(7, L, C), torch.randperm(7)
+    torch.testing.assert_close(module(x)[order], module(x[order]))
+
+
+def test_one_token_mixes_to_itself():
+    module, x = mixer(length=1), torch.randn(5, 1, C)
+    torch.testing.assert_close(module(x), module.project(x))
+
+
+def test_an_empty_batch_stays_empty():
+    assert mixer()(torch.randn(0, 3, L, C)).shape == (0, 3, L, C)
+    assert reference_mixing(torch.randn(0, L, C), mixer().weights(), segments=S).shape == (0, L, C)
+
+
+@pytest.mark.parametrize("mixing", KINDS, ids=str)
+def test_bf16_errs_at_most_twice_as_much_as_the_plain_bf16_computation(mixing):
+    module = mixer(mixing)
+    x = torch.randn(16, L, C)
+    expected = reference_mixing(x, module.weights(), segments=S, softmax=mixing.softmax)
+    half = mixer(mixing, dtype=torch.bfloat16)
+    ours = half(x.bfloat16())
+    assert ours.dtype == torch.bfloat16
+    assert error(ours, expected) <= 2 * error(plain(half, x.bfloat16(), mixing), expected)
+
+
+def plain(module, x, mixing):
+    """The equations in the dtype at hand, segment by segment."""
+    w, parts = module.weights(), []
+    for s, value in enumerate(x.chunk(S, -1)):
+        if mixing.generator == "dynamic":
+            reduced = F.linear(x, w.reduce_weight, w.reduce_bias).chunk(S, -1)[s]
+            logits = F.linear(reduced.flatten(1), w.generate_weight, w.generate_bias).view(-1, L, L)
+        elif mixing.generator == "dense":
+            hidden = F.gelu(F.linear(x, w.hidden_weight, w.hidden_bias))
+            logits = F.linear(hidden, w.row_weight, w.row_bias).chunk(S, -1)[s]
+        else:
+            logits = w.matrices[s].expand(len(x), L, L)
+        logits = logits if w.static is None else logits + w.static[s]
+        parts.append((logits.softmax(-1) if mixing.softmax else logits) @ value)
+    return F.linear(torch.cat(parts, -1), w.project_weight, w.project_bias)
+
+
+def test_the_softmax_accumulates_in_fp32_under_autocast():
+    length = 64
+    weights = StaticWeights(torch.randn(1, length, length) * 0.1, torch.eye(8), torch.zeros(8))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = mixing_matrices(torch.randn(1, length, 8), weights, segments=1, length=length, softmax=False).bfloat16()
+        got = mixing_matrices(
+            torch.randn(1, length, 8), weights._replace(matrices=logits), segments=1, length=length, softmax=True
+        )
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, logits.double().softmax(-1).float().bfloat16())
+
+
+def test_double_precision_stays_double():
+    y = mixer(dtype=torch.float64)(torch.randn(2, L, C, dtype=torch.float64))
+    expected = mixer()(torch.randn(2, L, C))
+    assert y.dtype == torch.float64
+    assert expected.dtype == torch.float32
+    rows = mixer(dtype=torch.float64).matrices_for(torch.randn(2, L, C, dtype=torch.float64)).sum(-1)
+    assert (rows - 1).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("mixing", KINDS, ids=str)
+@pytest.mark.parametrize("length", [1, 4, 9, 13])
+def test_other_lengths_mix_with_the_resampled_native_matrix(mixing, length):
+    module, x = mixer(mixing), torch.randn(3, length, C)
+    matrices = module.matrices_for(x)
+    assert matrices.shape[-3:] == (S, length, length)
+    if mixing.softmax:
+        torch.testing.assert_close(matrices.sum(-1), torch.ones(matrices.shape[:-1]))
+
+
+@pytest.mark.parametrize("length", [3, 9])
+def test_without_the_softmax_the_mixing_is_rescaled_by_native_length_over_length(length):
+    module = mixer(Mixing(generator="static", softmax=False))
+    out = interpolation(L, length, like=torch.zeros(()))
+    expected = torch.einsum("ai,sij,bj->sab", out, module.matrices, out) * L / length
+    torch.testing.assert_close(module.matrices_for(torch.randn(2, length, C)), expected)
+
+
+@pytest.mark.parametrize("mixing", [KINDS[0], Mixing(generator="dense")], ids=str)
+def test_the_resampled_matrix_reads_from_where_the_native_one_does(mixing):
+    """A line with every token doubled mixes with the doubled matrix: not transposed, not shifted."""
+    module, x = mixer(mixing), torch.randn(4, L, C)
+    native = module.matrices_for(x)
+    doubled = module.matrices_for(x.repeat_interleave(2, dim=-2))
+    folded = doubled.unflatten(-1, (L, 2)).sum(-1).unflatten(-2, (L, 2)).mean(-2)
+    assert alike(folded, native) > 0.8
+    assert alike(folded, native.transpose(-1, -2)) < 0.6
+
+
+def alike(a, b):
+    return F.cosine_similarity((a - a.mean()).flatten(), (b - b.mean()).flatten(), dim=0).item()
