@@ -3,11 +3,11 @@ import itertools
 
 import pytest
 import torch
-from helpers import error, relative_entropy, sharpen
 from torch import nn
 
 from dynamixer.errors import UserError
 from dynamixer.layers import AxisMixer, DynaMixerBlock, MixerLayer, Mixing, PatchConv
+from helpers import error, relative_entropy, sharpen
 
 C, S, D = 24, 4, 2
 

@@ -1,7 +1,7 @@
 """Make the embedded data set from Debian's package dataset-fashion-mnist: the first 1,000 and 200 pictures of each class.
 
-    apt-get install dataset-fashion-mnist
-    python tools/make_fashion.py [/usr/share/datasets/fashion-mnist]
+apt-get install dataset-fashion-mnist
+python tools/make_fashion.py [/usr/share/datasets/fashion-mnist]
 """
 
 import gzip

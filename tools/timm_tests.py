@@ -16,7 +16,19 @@ from pathlib import Path
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         wanted = f"timm=={version('timm')}"
-        fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "timm", "-d", folder, wanted]
+        fetch = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "--no-binary",
+            "timm",
+            "-d",
+            folder,
+            wanted,
+        ]
         subprocess.run(fetch, check=True)
         with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as archive:
             archive.extractall(folder, filter="data")

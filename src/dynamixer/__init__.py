@@ -35,7 +35,7 @@ def _load_model_plugins() -> None:
     for entry in entry_points(group="dynamixer.models"):
         try:
             entry.load()
-        except Exception as error:  # noqa: BLE001 - someone else's code: ours has to go on without it
+        except Exception as error:
             warnings.warn(f"the models of {entry.value} could not be loaded: {error!r}", stacklevel=2)
 
 

@@ -15,7 +15,9 @@ from typing import Any, NoReturn
 import click
 
 USER_MISTAKE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
-EXIT_CODES = "Exit codes: 0 done, 1 the run failed, 2 a mistake in what was asked for, 130 / 143 stopped by SIGINT / SIGTERM."
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 the run failed, 2 a mistake in what was asked for, 130 / 143 stopped by SIGINT / SIGTERM."
+)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 device_option = click.option(
@@ -91,7 +93,11 @@ def train(words: tuple[str, ...], data: str | None, out: Path | None, as_json: b
         out = Path("runs") / f"{config.model}-{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     result = training.train(config, out)
     summary = f"best epoch {result.best_epoch}" + (f", {result.top1:.2f} % of held-out pictures" if result.top1 else "")
-    _print(as_json, result.to_dict(), f"{summary}\nrun folder: {result.run}\npictures:   {result.run}/curves.png, confusion.png")
+    _print(
+        as_json,
+        result.to_dict(),
+        f"{summary}\nrun folder: {result.run}\npictures:   {result.run}/curves.png, confusion.png",
+    )
 
 
 @cli.command(name="eval", epilog=EXIT_CODES)
@@ -127,7 +133,9 @@ def evaluate(model: str, data: str, as_json: bool, **options: Any) -> None:
 @click.option("--model", metavar="MODEL", help=model_help)
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes for each picture.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
-@click.option("--sheet", metavar="PNG", type=click.Path(path_type=Path), help="Draw the pictures and classes in one PNG.")
+@click.option(
+    "--sheet", metavar="PNG", type=click.Path(path_type=Path), help="Draw the pictures and classes in one PNG."
+)
 @device_option
 @json_option
 def predict(paths: tuple[str, ...], model: str | None, as_json: bool, **options: Any) -> None:
@@ -182,9 +190,7 @@ def models(pattern: str, as_json: bool) -> None:
         )
     rows.sort(key=lambda row: row["parameters"])
     head = f"{'model':16}{'parameters':>12}{'multiply-adds':>16}{'pixels':>8}  about"
-    text = [
-        f"{r['model']:16}{r['parameters']:12,}{r['multiply_adds']:16,}{r['size']:8}  {r['about']}" for r in rows
-    ]
+    text = [f"{r['model']:16}{r['parameters']:12,}{r['multiply_adds']:16,}{r['size']:8}  {r['about']}" for r in rows]
     _print(as_json, {"models": rows}, "\n".join([head, *text]))
 
 
@@ -192,11 +198,11 @@ def _print(as_json: bool, value: dict[str, Any], text: str) -> None:
     click.echo(json.dumps(value) if as_json else text)
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the signature of a handler
+def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(TERMINATED)
 
 
-def _guarded(command: Callable[[], Any]) -> int:
+def _guarded(command: Callable[[], Any]) -> int:  # noqa: PLR0911 - one for each kind of end
     """Run a command and turn what can go wrong into one sentence on stderr and an exit code."""
     from dynamixer.errors import RunError, UserError  # noqa: PLC0415
     from dynamixer.files import reason  # noqa: PLC0415

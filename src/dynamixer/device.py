@@ -1,5 +1,7 @@
 """Where things run: `auto`, or one named device that is there or is an error."""
 
+from typing import Any
+
 import torch
 
 from dynamixer.errors import UserError, did_you_mean
@@ -26,10 +28,13 @@ def resolve_device(name: str = "auto") -> torch.device:
         device = found or torch.device("cpu")
     else:
         device = torch.device(name)
-        backend = getattr(torch, kind, None)
-        if kind != "cpu" and not (backend is not None and backend.is_available()):
-            raise UserError(f"this machine has no {kind} device that torch can use: choose device=auto or device=cpu.")
-        if index and kind != "cpu" and int(index) >= backend.device_count():
-            raise UserError(f"there is no {name}: this machine has {backend.device_count()} {kind} devices.")
+        if kind != "cpu":
+            backend: Any = getattr(torch, kind, None)
+            if backend is None or not backend.is_available():
+                raise UserError(
+                    f"this machine has no {kind} device that torch can use: choose device=auto or device=cpu."
+                )
+            if index and int(index) >= backend.device_count():
+                raise UserError(f"there is no {name}: this machine has {backend.device_count()} {kind} devices.")
     log(f"device: {device}" + (f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""))
     return device

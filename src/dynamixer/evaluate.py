@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from dynamixer.data.loading import EvaluationPictures, evaluation_loader
-from dynamixer.data.preprocess import Preprocessing
 from dynamixer.data.sources import Source, open_data
 from dynamixer.device import resolve_device
 from dynamixer.errors import UserError

@@ -4,11 +4,11 @@ Letters: B images, H W grid of tokens, C channels, L native line length, K a lin
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.layers import DropPath, Mlp, trunc_normal_
-from timm.models import register_notrace_module
+from timm.models import checkpoint, register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,7 +42,9 @@ class Mixing:
         if self.generator not in GENERATORS:
             raise UserError(f"unknown generator {self.generator!r}: {did_you_mean(str(self.generator), GENERATORS)}")
         if self.static and self.generator == "static":
-            raise UserError("static=True adds a static matrix to generated ones, but generator='static' has none to add it to.")
+            raise UserError(
+                "static=True adds a static matrix to generated ones, but generator='static' has none to add it to."
+            )
         if not (self.row or self.column):
             raise UserError("row=False and column=False together leave no mixing between tokens: keep one of them.")
         if self.shared and not (self.row and self.column):
@@ -63,9 +65,19 @@ class AxisMixer(nn.Module):
     are resampled to L and the logits of the matrix back to K. At K = L nothing is resampled.
     """
 
-    def __init__(self, dim: int, length: int, segments: int, reduced: int, mixing: Mixing, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
+    def __init__(
+        self,
+        dim: int,
+        length: int,
+        segments: int,
+        reduced: int,
+        mixing: Mixing,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if dim % segments:
             raise UserError(f"{segments} segments do not divide {dim} channels: choose a divisor of {dim}.")
         self.length, self.segments, self.softmax = length, segments, mixing.softmax
@@ -102,9 +114,7 @@ class AxisMixer(nn.Module):
 
     def matrices_for(self, x: Tensor) -> Tensor:
         """The mixing matrices of x [..., K, C]: [..., S, K, K], [output token, input token] (static: [S, K, K])."""
-        return mixing_matrices(
-            x, self.weights(), segments=self.segments, length=self.length, softmax=self.softmax
-        )
+        return mixing_matrices(x, self.weights(), segments=self.segments, length=self.length, softmax=self.softmax)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix along the last but one axis."""
@@ -139,7 +149,7 @@ class AxisMixer(nn.Module):
         self.length = length
 
 
-def _parameter_of(value: Tensor, old: nn.Parameter) -> nn.Parameter:
+def _parameter_of(value: Tensor, old: Tensor) -> nn.Parameter:
     return nn.Parameter(value, requires_grad=old.requires_grad)
 
 
@@ -165,7 +175,7 @@ class DynaMixerBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         height, width = grid
         self.shared = mixing.shared
         self._check_grid(grid)
@@ -234,7 +244,7 @@ class MixerLayer(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm1 = nn.LayerNorm(dim, **dd)
         self.mixer = DynaMixerBlock(dim, grid, segments, reduced, mixing, **dd)
         self.norm2 = nn.LayerNorm(dim, **dd)
@@ -255,7 +265,16 @@ class PatchConv(nn.Module):
     overlaps its neighbours, padded evenly on all sides, and gives the same grid.
     """
 
-    def __init__(self, in_chans: int, dim: int, stride: int, *, kernel: int | None = None, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        stride: int,
+        *,
+        kernel: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         self.stride, self.kernel = stride, kernel or stride
         self.proj = nn.Conv2d(in_chans, dim, self.kernel, stride, device=device, dtype=dtype)
@@ -279,9 +298,19 @@ class Stage(nn.Module):
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.Sequential(*layers)
+        self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the stage."""
         if self.downsample is not None:
             x = self.downsample(x.permute(0, 3, 1, 2))
-        return self.blocks(x)
+        if not (self.grad_checkpointing and torch.is_grad_enabled()):
+            return self.blocks(x)
+        for layer in self.blocks:
+            x = checkpoint(layer, x)
+        return x
+
+    def set_grid(self, grid: tuple[int, int]) -> None:
+        """Make `grid` the native one of every layer."""
+        for layer in self.blocks:
+            layer.mixer.set_grid(grid)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from dynamixer.data.decode import SUFFIXES, BadImage, decode
 from dynamixer.device import resolve_device
@@ -97,7 +98,7 @@ def predict(
     checkpoint = load(model, device=where)
     transform = checkpoint.preprocessing.transform()
     found = Predictions(str(checkpoint.path))
-    thumbnails = []
+    thumbnails: list[Image.Image] = []
     with progress("predicting", len(files)) as meter, torch.inference_mode():
         for start in range(0, len(files), batch_size):
             chunk, names = [], []

@@ -45,6 +45,11 @@ def progress(title: str, total: int) -> Iterator[Meter]:
     if not is_live():
         yield Meter(title, total, None)
         return
-    columns: list[Any] = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}")]
+    columns: list[Any] = [
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
         yield Meter(title, total, bar)

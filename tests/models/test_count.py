@@ -52,7 +52,9 @@ def test_dropping_the_softmax_costs_nothing_and_the_static_matrix_its_entries():
     assert count(timm.create_model("dynamixer_s", device="meta", static=True)).parameters == plain.parameters + added
 
 
-@pytest.mark.parametrize(("name", "most", "size"), [("dynamixer_nano", 1_000_000, 32), ("dynamixer_tiny", 6_000_000, 128)])
+@pytest.mark.parametrize(
+    ("name", "most", "size"), [("dynamixer_nano", 1_000_000, 32), ("dynamixer_tiny", 6_000_000, 128)]
+)
 def test_our_small_models_are_small(name, most, size):
     model = timm.create_model(name, device="meta")
     assert count(model).parameters <= most

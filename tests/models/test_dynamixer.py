@@ -7,18 +7,18 @@ import sys
 import pytest
 import timm
 import torch
-from helpers import error, relative_entropy, sharpen
-from timm.models import group_parameters
+from timm.models import create_feature_extractor, group_parameters
 from torch.export import Dim, export
-from torchvision.models.feature_extraction import create_feature_extractor
 
 import dynamixer
 from dynamixer.models.variants import VARIANTS
+from helpers import error, relative_entropy, sharpen
 
 NAMES = sorted(VARIANTS)
 
 
 def nano(**options):
+    torch.manual_seed(0)
     return sharpen(timm.create_model("dynamixer_nano", **options)).eval()
 
 
@@ -43,7 +43,9 @@ def test_the_weights_used_here_mix_far_from_uniformly():
 
 def test_importing_registers_the_models_under_the_module_dynamixer():
     code = "import timm; print(timm.is_model('dynamixer_s')); import dynamixer; print(timm.list_models(module='dynamixer'))"
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split("\n")
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
     assert printed[:2] == ["False", str(NAMES)]
 
 
@@ -54,7 +56,13 @@ def test_unknown_options_are_errors():
 
 def test_create_model_takes_timms_arguments():
     model = timm.create_model(
-        "dynamixer_nano", num_classes=7, in_chans=4, img_size=(40, 24), drop_rate=0.5, drop_path_rate=0.3, global_pool="max"
+        "dynamixer_nano",
+        num_classes=7,
+        in_chans=4,
+        img_size=(40, 24),
+        drop_rate=0.5,
+        drop_path_rate=0.3,
+        global_pool="max",
     )
     assert model(torch.randn(2, 4, 40, 24)).shape == (2, 7)
     assert (model.in_chans, model.num_classes, model.head_drop.p) == (4, 7, 0.5)
@@ -85,7 +93,9 @@ def test_the_classifier_can_be_reset_back_and_forth():
     assert model.get_classifier() is model.head
     torch.testing.assert_close(model(x), model.head(hidden))
     model.reset_classifier(5, "max")
-    assert torch.equal(model.forward_head(model.forward_features(x), pre_logits=True), model.forward_features(x).amax((2, 3)))
+    assert torch.equal(
+        model.forward_head(model.forward_features(x), pre_logits=True), model.forward_features(x).amax((2, 3))
+    )
 
 
 def test_features_only_gives_nchw_maps_as_feature_info_says():
@@ -176,7 +186,7 @@ def test_initial_weights_follow_the_paper():
     for name, p in model.named_parameters():
         if "patch_embed" in name or "downsample" in name:
             continue
-        if name.endswith("static") or name.endswith("bias"):
+        if name.endswith(("static", "bias")):
             assert not p.any(), name
         elif "norm" in name:
             assert (p == 1).all(), name
@@ -215,7 +225,7 @@ def test_torch_compile_traces_the_whole_graph_once_for_all_sizes(options):
             x = pictures(n, height, width)
             assert error(compiled(x), model(x)) < 1e-5
         # One graph for every size; the third call has a batch of one, which torch.compile gives a graph of its own.
-        assert torch._dynamo.utils.counters["frames"]["ok"] <= 2  # noqa: SLF001 - the only count there is
+        assert torch._dynamo.utils.counters["frames"]["ok"] <= 2
 
 
 def test_torch_compile_with_inductor_gives_the_same_values_and_gradients():

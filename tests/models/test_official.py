@@ -7,12 +7,12 @@ import pickle
 import pytest
 import timm
 import torch
-from helpers import FIXTURES
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from dynamixer import DynaMixer, UserError, load_official
 from dynamixer.models.official import _published_name
+from helpers import FIXTURES
 
 WEIGHTS, OUTPUTS = FIXTURES / "tiny_official_state_dict.safetensors", FIXTURES / "tiny_official_outputs.safetensors"
 
@@ -55,11 +55,11 @@ def test_values_loss_and_gradients_are_those_of_the_published_code():
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     # The fixture would show the mistake that the layout invites: generator rows left as published.
-    wrong = {k: v for k, v in model.state_dict().items()}
-    for key in wrong:
+    wrong = dict(model.state_dict())
+    for key, value in model.state_dict().items():
         if ".generate." in key:
-            length = round(len(wrong[key]) ** 0.5)
-            wrong[key] = wrong[key].unflatten(0, (length, length)).transpose(0, 1).flatten(0, 1)
+            length = round(len(value) ** 0.5)
+            wrong[key] = value.unflatten(0, (length, length)).transpose(0, 1).flatten(0, 1)
     model.load_state_dict(wrong)
     assert (model(images) - expected["logits"]).abs().max() > 1e-2
 
@@ -149,7 +149,7 @@ def test_a_file_that_would_execute_code_is_refused(tmp_path, capsys):
 
 
 def test_files_that_are_no_weights_are_named(tmp_path):
-    with pytest.raises(UserError, match="no file .*nothing"):
+    with pytest.raises(UserError, match=r"no file .*nothing"):
         load_official(tiny(), tmp_path / "nothing.pth")
     (tmp_path / "short.safetensors").write_bytes(b"123")
     with pytest.raises(UserError, match=r"short.safetensors cannot be read"):
@@ -160,5 +160,5 @@ def test_files_that_are_no_weights_are_named(tmp_path):
     with pytest.raises(UserError, match="no tensors"):
         load_official(tiny(), {"epoch": 3})
     save_file({"head.bias": torch.zeros(7)}, tmp_path / "partial.safetensors")
-    with pytest.raises(UserError, match="missing: head.weight"):
+    with pytest.raises(UserError, match=r"missing: head.weight"):
         load_official(tiny(), tmp_path / "partial.safetensors")

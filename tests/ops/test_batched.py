@@ -4,12 +4,12 @@ import itertools
 
 import pytest
 import torch
-from helpers import error, relative_entropy, sharpen
 from torch.nn import functional as F
 
 from dynamixer.layers import AxisMixer, Mixing
 from dynamixer.ops import StaticWeights, batched_mixing, mixing_matrices, reference_mixing
 from dynamixer.ops.resample import interpolation
+from helpers import error, relative_entropy, sharpen
 
 L, C, S, D = 6, 24, 4, 3
 KINDS = [
@@ -116,7 +116,9 @@ def test_the_softmax_accumulates_in_fp32_under_autocast():
     length = 64
     weights = StaticWeights(torch.randn(1, length, length) * 0.1, torch.eye(8), torch.zeros(8))
     with torch.autocast("cpu", torch.bfloat16):
-        logits = mixing_matrices(torch.randn(1, length, 8), weights, segments=1, length=length, softmax=False).bfloat16()
+        logits = mixing_matrices(
+            torch.randn(1, length, 8), weights, segments=1, length=length, softmax=False
+        ).bfloat16()
         got = mixing_matrices(
             torch.randn(1, length, 8), weights._replace(matrices=logits), segments=1, length=length, softmax=True
         )

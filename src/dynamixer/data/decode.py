@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dynamixer.errors import UserError
 
@@ -14,7 +14,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
-class BadImage(UserError):
+class BadImage(UserError):  # noqa: N818 - named for what it is about
     """A file that cannot be used as a picture; the message says which and why."""
 
 
@@ -61,11 +61,13 @@ def decode(source: bytes | str | Path, *, name: str | None = None, limits: Limit
         raise
     except Image.DecompressionBombError:
         raise BadImage(f"{name} has more pixels than the {limits.pixels:,} that are accepted.") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise BadImage(f"{name} is not a picture of a known format ({', '.join(FORMATS)}).") from None
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ... on bad bytes
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ... on bad bytes
         raise BadImage(f"{name} cannot be decoded: {error}.") from None
 
 

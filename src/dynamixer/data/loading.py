@@ -18,7 +18,7 @@ class Key(NamedTuple):
     """Which picture, in which epoch, at which size in pixels: all that a training sample depends on besides the seed."""
 
     epoch: int
-    index: int
+    picture: int
     size: tuple[int, int]
 
 
@@ -42,7 +42,8 @@ def epoch_keys(
     count = max(1, len(order) // batch_size)
     drawn = generator.integers(len(sizes), size=count)
     return [
-        [Key(epoch, int(i), sizes[drawn[b]]) for i in order[b * batch_size : (b + 1) * batch_size]] for b in range(count)
+        [Key(epoch, int(i), sizes[drawn[b]]) for i in order[b * batch_size : (b + 1) * batch_size]]
+        for b in range(count)
     ]
 
 
@@ -75,10 +76,10 @@ class TrainingPictures(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         if key.size not in self.transforms:
             self.transforms[key.size] = self.augmentation.transform(self.preprocessing, key.size)
-        picture = self.source.picture(key.index)
+        picture = self.source.picture(key.picture)
         # Of timm's transforms only the policies of auto_augment draw from NumPy.
-        with random_state(self.seed, key.epoch, key.index, numpy=self.augmentation.auto_augment is not None):
-            return self.transforms[key.size](picture), int(self.source.labels[key.index])
+        with random_state(self.seed, key.epoch, key.picture, numpy=self.augmentation.auto_augment is not None):
+            return self.transforms[key.size](picture), int(self.source.labels[key.picture])
 
 
 class EvaluationPictures(Dataset[tuple[Tensor, int]]):
@@ -96,7 +97,9 @@ class EvaluationPictures(Dataset[tuple[Tensor, int]]):
         return self.transform(self.source.picture(index)), int(self.source.labels[index])
 
 
-def training_loader(pictures: TrainingPictures, batches: list[list[Key]], workers: int) -> DataLoader[tuple[Tensor, int]]:
+def training_loader(
+    pictures: TrainingPictures, batches: list[list[Key]], workers: int
+) -> DataLoader[tuple[Tensor, int]]:
     """The batches in their order."""
     return DataLoader(pictures, batch_sampler=batches, num_workers=workers, collate_fn=collate)
 

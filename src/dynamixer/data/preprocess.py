@@ -46,7 +46,10 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
         """Back from `to_dict`, as JSON gives it."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**plain)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -86,7 +89,20 @@ class Augmentation:
 
     def transform(self, preprocessing: Preprocessing, size: tuple[int, int]) -> transforms.Compose:
         """PIL picture -> augmented [3, height, width] float32, drawing from Python's and torch's random state."""
-        composed: transforms.Compose = create_transform(
+        try:
+            composed = self._timm_transform(preprocessing, size)
+        except (AssertionError, ValueError):
+            raise UserError(
+                f"auto_augment={self.auto_augment} is not a policy of timm, such as rand-m9-mstd0.5-inc1."
+            ) from None
+        if self.crop != "rrc":
+            resize = transforms.Resize(size, str_to_interp_mode(preprocessing.interpolation))
+            crop = [transforms.RandomCrop(size, padding=max(size) // 8)] if self.crop == "pad" else []
+            composed.transforms[0:1] = [resize, *crop]
+        return composed
+
+    def _timm_transform(self, preprocessing: Preprocessing, size: tuple[int, int]) -> transforms.Compose:
+        return create_transform(
             input_size=(len(preprocessing.mean), *size),
             is_training=True,
             scale=(self.scale, 1.0),
@@ -99,11 +115,6 @@ class Augmentation:
             re_prob=self.random_erasing,
             re_mode="pixel",
         )
-        if self.crop != "rrc":
-            resize = transforms.Resize(size, str_to_interp_mode(preprocessing.interpolation))
-            crop = [transforms.RandomCrop(size, padding=max(size) // 8)] if self.crop == "pad" else []
-            composed.transforms[0:1] = [resize, *crop]
-        return composed
 
 
 def collate(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:

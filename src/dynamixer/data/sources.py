@@ -78,7 +78,9 @@ class FolderSource(Source):
         self.root = root
         folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
         self.paths: list[Path] = []
-        labels, classes, others = [], [], []
+        labels: list[int] = []
+        classes: list[str] = []
+        others: list[Path] = []
         for folder in folders:
             files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
             pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
@@ -203,7 +205,9 @@ def _open_folder(root: Path) -> Splits:
         return Splits(train=ParquetSource(loose) if loose else FolderSource(root))
     named = {source.classes for source in found.values()}
     if len(named) > 1:
-        raise UserError(f"the splits of {root} have different classes: {' / '.join(str(len(n)) for n in named)} of them.")
+        raise UserError(
+            f"the splits of {root} have different classes: {' / '.join(str(len(n)) for n in named)} of them."
+        )
     return Splits(**found)
 
 

@@ -42,10 +42,12 @@ def create_model(name: str, **args: Any) -> nn.Module:
     Raises:
         UserError: an unknown name, or arguments that the model does not take.
     """
-    if not timm.is_model(name.split(".")[0]):
+    if not timm.is_model(name.split(".", maxsplit=1)[0]):
         ours = timm.list_models(module="dynamixer")
         near = did_you_mean(name, ours)
-        raise UserError(f"unknown model {name!r}: {near if near.startswith('did') else did_you_mean(name, timm.list_models())}")
+        raise UserError(
+            f"unknown model {name!r}: {near if near.startswith('did') else did_you_mean(name, timm.list_models())}"
+        )
     try:
         model: nn.Module = timm.create_model(name, **args)
     except TypeError as error:
@@ -87,7 +89,10 @@ def save_checkpoint(
         "trained": trained,
     }
     with whole_file(path) as temporary:
-        safetensors.torch.save_file(weights, temporary, metadata={KEY: json.dumps(about)})
+        try:
+            safetensors.torch.save_file(weights, temporary, metadata={KEY: json.dumps(about)})
+        except safetensors.SafetensorError as error:  # its way to pass on what the system said
+            raise RunError(f"{path} could not be written: {error}.") from None
 
 
 def find_checkpoint(model: str | Path) -> Path:
@@ -105,7 +110,9 @@ def find_checkpoint(model: str | Path) -> Path:
     if path.is_file():
         return path
     if timm.is_model(str(model)):
-        raise UserError(f"no weights ship for {model} yet: train it (dynamixer train model={model}) and give the run folder.")
+        raise UserError(
+            f"no weights ship for {model} yet: train it (dynamixer train model={model}) and give the run folder."
+        )
     raise UserError(f"there is no {path}: MODEL is a run folder or a .safetensors checkpoint that dynamixer wrote.")
 
 
@@ -128,7 +135,9 @@ def load(model: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint
         built.load_state_dict(weights)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:4]]
-        raise UserError(f"{path} does not hold the weights of the {about['model']} it names: {' '.join(lines)}") from None
+        raise UserError(
+            f"{path} does not hold the weights of the {about['model']} it names: {' '.join(lines)}"
+        ) from None
     if not all(math.isfinite(value.sum()) for value in weights.values() if value.is_floating_point()):
         raise UserError(f"{path} holds weights that are not finite.")
     return Checkpoint(
@@ -136,7 +145,7 @@ def load(model: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint
         name=about["model"],
         args=about["model_args"],
         classes=tuple(about["classes"]),
-        preprocessing=Preprocessing.from_dict(about["preprocessing"]),
+        preprocessing=about["preprocessing"],
         trained=about["trained"],
         path=path,
     )
@@ -149,6 +158,7 @@ def _about(metadata: dict[str, str], path: Path) -> dict[str, Any]:
         about: dict[str, Any] = json.loads(metadata[KEY])
         if about["format"] != FORMAT:
             raise UserError(f"{path} has format {about['format']}; this version reads {FORMAT}: update dynamixer.")
+        about["preprocessing"] = Preprocessing.from_dict(about["preprocessing"])
         return {key: about[key] for key in ("model", "model_args", "classes", "preprocessing", "trained")}
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path} has a damaged header: {error!r}.") from None

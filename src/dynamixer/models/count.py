@@ -19,7 +19,7 @@ def count(model: nn.Module, img_size: int | tuple[int, int] | None = None) -> Co
 
     Works on the meta device too, where nothing is computed.
     """
-    channels, *sides = model.default_cfg["input_size"]  # type: ignore[index, operator, misc]
+    channels, *sides = model.default_cfg["input_size"]  # type: ignore[index]
     if img_size is not None:
         sides = [img_size, img_size] if isinstance(img_size, int) else list(img_size)
     like = next(model.parameters())

@@ -11,7 +11,6 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SelectAdaptivePool2d, calculate_drop_path_rates, get_device_dtype, to_2tuple, trunc_normal_
 from timm.models import (
     build_model_with_cfg,
-    checkpoint,
     generate_default_cfgs,
     register_model,
 )
@@ -19,7 +18,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from dynamixer.errors import UserError
-from dynamixer.layers import AxisMixer, DynaMixerBlock, Generator, MixerLayer, Mixing, PatchConv, Stage
+from dynamixer.layers import AxisMixer, Generator, MixerLayer, Mixing, PatchConv, Stage
 from dynamixer.models.variants import VARIANTS
 
 __all__ = ["DynaMixer"]
@@ -89,7 +88,6 @@ class DynaMixer(nn.Module):
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.patch_size = patch_size
         self.output_fmt = "NCHW"
-        self.grad_checkpointing = False
 
         self.patch_embed = PatchConv(
             in_chans, dims[0], patch_size, kernel=2 * patch_size if stem == "overlap" else None, **dd
@@ -103,7 +101,7 @@ class DynaMixer(nn.Module):
             stages.append(Stage(down, layers))
             reduction = patch_size * 2 ** sum(halvings[: i + 1])
             self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"})
-        self.stages = nn.ModuleList(stages)
+        self.stages: Any = nn.ModuleList(stages)
         self.norm: nn.Module = nn.LayerNorm(dims[-1], **dd)
         self.num_features = self.head_hidden_size = dims[-1]
         self.head_drop = nn.Dropout(drop_rate)
@@ -111,9 +109,7 @@ class DynaMixer(nn.Module):
         self.init_weights()
 
     @staticmethod
-    def _grids(
-        img_size: int | tuple[int, int], patch_size: int, halvings: Sequence[bool]
-    ) -> list[tuple[int, int]]:
+    def _grids(img_size: int | tuple[int, int], patch_size: int, halvings: Sequence[bool]) -> list[tuple[int, int]]:
         """The grid of tokens of each stage for pictures of a size; a grid that is not whole is rounded up."""
         sides = to_2tuple(img_size)
         if min(sides) < 1:
@@ -145,12 +141,16 @@ class DynaMixer(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Depth groups for layer-wise learning-rate decay: by stage if `coarse`, else by layer."""
         fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^patch_embed", "blocks": [(r"^stages\.(\d+)", None), (r"^norm", (99999,))] if coarse else fine}
+        return {
+            "stem": r"^patch_embed",
+            "blocks": [(r"^stages\.(\d+)", None), (r"^norm", (99999,))] if coarse else fine,
+        }
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each layer in the backward pass instead of keeping its activations."""
-        self.grad_checkpointing = enable
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -178,23 +178,13 @@ class DynaMixer(nn.Module):
         """
         halvings = [stage.downsample is not None for stage in self.stages]
         for stage, grid in zip(self.stages, self._grids(img_size, self.patch_size, halvings), strict=True):
-            for layer in stage.blocks:
-                layer.mixer.set_grid(grid)
-
-    def _run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
-        if not (self.grad_checkpointing and torch.is_grad_enabled()):
-            return stage(x)
-        if stage.downsample is not None:
-            x = stage.downsample(x.permute(0, 3, 1, 2))
-        for layer in stage.blocks:
-            x = checkpoint(layer, x)
-        return x
+            stage.set_grid(grid)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Pictures [B, in_chans, height, width] -> normalised feature maps [B, C, H, W]."""
         x = self.patch_embed(x)
         for stage in self.stages:
-            x = self._run_stage(stage, x)
+            x = stage(x)
         return self.norm(x).permute(0, 3, 1, 2)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -231,7 +221,7 @@ class DynaMixer(nn.Module):
         maps = []
         x = self.patch_embed(x)
         for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
-            x = self._run_stage(stage, x)
+            x = stage(x)
             if i in take:
                 maps.append(self.norm(x) if norm and i == len(self.stages) - 1 else x)
         if output_fmt == "NCHW":
@@ -283,7 +273,7 @@ default_cfgs = generate_default_cfgs({name: _cfg(name) for name in VARIANTS})
 
 def _create(name: str, pretrained: bool, **kwargs: Any) -> DynaMixer:
     v = VARIANTS[name]
-    numbers = {
+    numbers: dict[str, Any] = {
         "img_size": v.img_size,
         "num_classes": v.num_classes,
         "patch_size": v.patch_size,

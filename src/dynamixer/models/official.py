@@ -70,7 +70,9 @@ def load_official(
     if problems:
         hint = " (head=False leaves the classifier out)" if head and any("head." in p for p in problems) else ""
         raise UserError(f"these weights do not fit this model{hint}; " + "; ".join(problems))
-    loaded = {ours: _output_major(given[theirs]) if ".generate." in ours else given[theirs] for ours, theirs in names.items()}
+    loaded = {
+        ours: _output_major(given[theirs]) if ".generate." in ours else given[theirs] for ours, theirs in names.items()
+    }
     model.load_state_dict(loaded, strict=head)
 
 
@@ -86,7 +88,7 @@ def _published_name(ours: str, model: nn.Module) -> str:
         return ours
     # The published list of stages counts a down-sampling as an entry of its own.
     stage = int(parts[1])
-    entry = stage + sum(s.downsample is not None for s in list(model.stages)[: stage + 1])  # type: ignore[arg-type, union-attr]
+    entry = stage + sum(s.downsample is not None for s in list(model.stages)[: stage + 1])  # type: ignore[arg-type]
     if parts[2] == "downsample":
         return ".".join([f"network.{entry - 1}", *parts[3:]])
     inner = ".".join(parts[4:])
@@ -118,5 +120,7 @@ def _unwrap(content: Mapping[str, object]) -> dict[str, Tensor]:
             return _unwrap(inner)
     found = {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
     if not found:
-        raise UserError("there are no tensors in this checkpoint: a state dict, or one under 'state_dict' or 'model', is needed.")
+        raise UserError(
+            "there are no tensors in this checkpoint: a state dict, or one under 'state_dict' or 'model', is needed."
+        )
     return found

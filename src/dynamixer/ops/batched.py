@@ -49,9 +49,7 @@ def batched_mixing(
     return F.linear(mixed, weights.project_weight, weights.project_bias)
 
 
-def _logits(
-    x: Tensor, weights: Weights, segments: int, length: int
-) -> Tensor:
+def _logits(x: Tensor, weights: Weights, segments: int, length: int) -> Tensor:
     real = x.shape[-2]
     if isinstance(weights, DynamicWeights):
         reduced = F.linear(x, weights.reduce_weight, weights.reduce_bias).unflatten(-1, (segments, -1))

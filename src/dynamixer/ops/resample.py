@@ -21,8 +21,10 @@ def interpolation(source: int, target: int, *, like: Tensor) -> Tensor:
     # In integers, where a half token is `target` and a source token 2 * target: exact, and free of symbolic floats.
     centre = (2 * torch.arange(target, device=like.device) + 1) * source - target
     token = 2 * torch.arange(source, device=like.device) * target
-    weight = 2 * torch.sym_max(source, target) - (centre[:, None] - token[None, :]).abs()
-    weight = weight.clamp(min=0).to(torch.promote_types(like.dtype, torch.float32))
+    distance = (centre[:, None] - token[None, :]).abs()
+    weight = (
+        (-distance + 2 * torch.sym_max(source, target)).clamp(min=0).to(torch.promote_types(like.dtype, torch.float32))
+    )
     return (weight / weight.sum(dim=1, keepdim=True)).to(like.dtype)
 
 

@@ -23,7 +23,8 @@ class TrainConfig:
     data: str = field(default="fashion-mnist-mini", metadata={"help": "folder, Parquet file or data set name"})
     model: str = field(default="dynamixer_nano", metadata={"help": "any model name of `dynamixer models` or of timm"})
     model_args: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "options of the model; on the command line model.softmax=false and so on"}
+        default_factory=dict,
+        metadata={"help": "options of the model; on the command line model.softmax=false and so on"},
     )
     size: int | None = field(default=None, metadata={"help": "picture size in pixels (default: the model's own)"})
     sizes: tuple[int, ...] = field(
@@ -54,7 +55,7 @@ class TrainConfig:
     workers: int = field(default=0, metadata={"help": "processes that decode; the result is the same for any number"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, mps or xpu"})
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # noqa: PLR0912 - one branch for each kind of value
         """Refuse values that cannot work.
 
         Raises:
@@ -121,7 +122,9 @@ def _plain(key: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise UserError(f"{key}={text} cannot be read: a number, true, false, a word or a [list] is expected.") from None
+        raise UserError(
+            f"{key}={text} cannot be read: a number, true, false, a word or a [list] is expected."
+        ) from None
 
 
 def _typed(key: str, text: str) -> Any:

@@ -151,9 +151,7 @@ class _Run:
 
     def _keys(self, epoch: int) -> list[list[Any]]:
         c = self.config
-        return epoch_keys(
-            self.data.train_indices, seed=c.seed, epoch=epoch, batch_size=c.batch_size, sizes=self.sizes
-        )
+        return epoch_keys(self.data.train_indices, seed=c.seed, epoch=epoch, batch_size=c.batch_size, sizes=self.sizes)
 
     def go(self) -> Result:
         start = time.perf_counter()

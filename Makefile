@@ -1,0 +1,28 @@
+# make demo and make test set everything up that they need.
+export PYTHON ?= python3
+RUN ?= runs/demo
+.PHONY: demo test lint types tests test-heavy timm-tests setup
+
+setup:
+	@bash tools/setup.sh
+
+demo: setup
+	@bash tools/demo.sh "$(RUN)"
+
+test: lint types tests
+
+lint: setup
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+
+types: setup
+	.venv/bin/mypy
+
+tests: setup
+	.venv/bin/pytest -n 2 --dist worksteal -m "not heavy"
+
+test-heavy: setup
+	.venv/bin/pytest -m heavy
+
+timm-tests: setup
+	.venv/bin/python tools/timm_tests.py

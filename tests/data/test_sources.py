@@ -1,0 +1,204 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from torchvision import datasets
+
+from dynamixer import RunError, UserError
+from dynamixer.data import BadImage, open_data
+from dynamixer.data.sources import EMBEDDED
+from helpers import shared_data
+
+
+def save(path, colour=(200, 30, 30), size=(8, 6)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def folder(root, classes=("cat", "dog"), each=3):
+    for label, name in enumerate(classes):
+        for i in range(each):
+            save(root / name / f"{i}.png", (label * 100, i * 20, 7))
+    return root
+
+
+def parquet(path, names=("cat", "dog"), labels=(0, 1, 1), metadata=True, label_type=None, image_type="struct"):
+    source = path.parent / "tmp.png"
+    rows = [save(source, (int(i) * 60, 5, 5)).read_bytes() for i in range(len(labels))]
+    values = [{"bytes": row, "path": None} for row in rows] if image_type == "struct" else rows
+    table = pa.table({"image": values, "label": pa.array(labels, label_type)})
+    if metadata:
+        features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path)
+    source.unlink()
+    return path
+
+
+def test_class_folders(tmp_path, capsys):
+    folder(tmp_path)
+    (tmp_path / "cat" / "notes.txt").write_text("x")
+    save(tmp_path / "dog" / "deeper" / "more.JPG")
+    source = open_data(tmp_path).train
+    assert source.classes == ("cat", "dog")
+    assert source.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert source.picture(1).getpixel((0, 0)) == (0, 20, 7)
+    assert source.title(0).endswith("cat/0.png")
+    assert "left out 1 files that are not pictures" in capsys.readouterr().err
+
+
+def test_folders_of_splits(tmp_path):
+    folder(tmp_path / "train")
+    folder(tmp_path / "validation", each=1)
+    splits = open_data(tmp_path)
+    assert (len(splits.train), len(splits.val), splits.test) == (6, 2, None)
+    assert splits.for_evaluation()[0] == "val"
+    assert splits.for_evaluation("train")[1] is splits.train
+    with pytest.raises(UserError, match="no test split; it has train, val"):
+        splits.for_evaluation("test")
+    with pytest.raises(UserError, match="unknown split 'tset': did you mean 'test'"):
+        splits.for_evaluation("tset")
+
+
+def test_splits_have_to_have_the_same_classes(tmp_path):
+    folder(tmp_path / "train")
+    folder(tmp_path / "test", classes=("cat", "cow"))
+    with pytest.raises(UserError, match="different classes"):
+        open_data(tmp_path)
+
+
+@pytest.mark.parametrize("image_type", ["struct", "bytes"])
+def test_parquet_in_the_hugging_face_layout(tmp_path, image_type):
+    source = open_data(parquet(tmp_path / "x.parquet", image_type=image_type)).train
+    assert source.classes == ("cat", "dog")
+    assert source.labels.tolist() == [0, 1, 1]
+    assert source.picture(2).getpixel((0, 0)) == (120, 5, 5)
+    assert source.title(2).endswith("x.parquet row 2")
+
+
+def test_parquet_without_metadata(tmp_path):
+    assert open_data(parquet(tmp_path / "x.parquet", metadata=False)).train.classes == ("0", "1")
+    texts = open_data(parquet(tmp_path / "y.parquet", labels=("dog", "cat", "dog"), metadata=False)).train
+    assert texts.classes == ("cat", "dog")
+    assert texts.labels.tolist() == [1, 0, 1]
+
+
+def test_a_folder_of_parquet_files(tmp_path):
+    parquet(tmp_path / "train-00000-of-00002.parquet")
+    parquet(tmp_path / "train-00001-of-00002.parquet")
+    parquet(tmp_path / "test.parquet")
+    splits = open_data(tmp_path)
+    assert (len(splits.train), len(splits.test)) == (6, 3)
+    assert splits.for_evaluation()[0] == "test"
+
+
+def test_the_embedded_data_set_is_balanced_and_whole():
+    splits = open_data(EMBEDDED)
+    for source, each in ((splits.train, 1000), (splits.test, 200)):
+        assert np.bincount(source.labels).tolist() == [each] * 10
+        for i in (0, len(source) - 1):
+            assert source.picture(i).size == (28, 28)
+    assert splits.train.classes[9] == "ankle boot"
+    # A picture of each class differs from the mean of another: labels and pictures belong together.
+    means = np.stack(
+        [
+            np.mean(
+                [np.asarray(splits.train.picture(i))[..., 0] for i in np.flatnonzero(splits.train.labels == c)[:30]], 0
+            )
+            for c in range(10)
+        ]
+    ).reshape(10, -1)
+    test = np.flatnonzero(splits.test.labels >= 0)[::20]
+    guesses = [
+        int(np.linalg.norm(means - np.asarray(splits.test.picture(i))[..., 0].reshape(1, -1), axis=1).argmin())
+        for i in test
+    ]
+    assert np.mean(np.array(guesses) == splits.test.labels[test]) > 0.5
+
+
+def test_the_developers_data(tmp_path):
+    cifar = open_data(shared_data("cifar10/train.parquet")).train
+    assert len(cifar) == 50_000
+    assert cifar.classes[3] == "cat"
+    assert cifar.picture(7).size == (32, 32)
+    splits = open_data(shared_data("imagenette128"))
+    assert (len(splits.train), len(splits.val)) == (9469, 3925)
+
+
+def test_torchvision_names_read_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DYNAMIXER_CACHE", str(tmp_path))
+    raw = tmp_path / "torchvision" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for prefix, n in (("train", 4), ("t10k", 2)):
+        images = np.arange(n * 28 * 28, dtype=np.uint8).tobytes()
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(
+            bytes([0, 0, 8, 3, *(0, 0, 0, n), *(0, 0, 0, 28) * 2]) + images
+        )
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, *(0, 0, 0, n), *range(n)]))
+    splits = open_data("fashionmnist")
+    assert (len(splits.train), len(splits.test)) == (4, 2)
+    assert splits.train.labels.tolist() == [0, 1, 2, 3]
+    assert splits.train.picture(1).mode == "RGB"
+    assert splits.train.classes[1] == "Trouser"
+    assert splits.train.title(1) == "fashionmnist train 1"
+
+
+def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("DYNAMIXER_CACHE", str(tmp_path))
+
+    def fail(self):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(datasets.CIFAR10, "download", fail)
+    with pytest.raises(
+        RunError, match=r"CIFAR10 could not be downloaded .*no route to host.*A folder or a Parquet file"
+    ):
+        open_data("CIFAR10")
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda t: t / "nothing", "no file or folder .*nothing, and no data set of that name"),
+        (lambda t: "CIFAR11", "did you mean 'CIFAR10'"),
+        (lambda t: t, "no class folders with pictures"),
+        (lambda t: save(t / "a.png").parent, "lie loose; put each class into a folder of its own"),
+        (lambda t: folder(t, classes=("cat",)), r"one class only \(cat\)"),
+        (lambda t: save(t / "a.png"), "is not a data set: give a folder"),
+        (lambda t: parquet(t / "x.parquet", labels=(0, 5, 1)), "labels from 0 to 5, and 2 classes"),
+        (lambda t: parquet(t / "x.parquet", labels=(0, 0), names=("cat",)), "one class only"),
+        (lambda t: (t / "x.parquet", (t / "x.parquet").write_bytes(b"PAR1 not"))[0], "cannot be read as Parquet"),
+    ],
+)
+def test_what_is_no_data_set_is_refused_with_a_sentence(tmp_path, make, sentence):
+    with pytest.raises(UserError, match=sentence):
+        open_data(make(tmp_path))
+
+
+def test_parquet_without_the_columns_names_those_it_has(tmp_path):
+    pq.write_table(pa.table({"text": ["a"], "label": [0]}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="columns text, label; an image column"):
+        open_data(tmp_path / "x.parquet")
+    pq.write_table(
+        pa.table({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}), tmp_path / "y.parquet"
+    )
+    with pytest.raises(UserError, match="has no pictures"):
+        open_data(tmp_path / "y.parquet")
+
+
+def test_a_bad_picture_is_named(tmp_path):
+    folder(tmp_path)
+    (tmp_path / "cat" / "1.png").write_bytes(b"broken")
+    with pytest.raises(BadImage, match=r"cat/1.png is not a picture"):
+        open_data(tmp_path).train.picture(1)
+    path = parquet(tmp_path / "x.parquet")
+    table = pq.read_table(path)
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    empty = pa.array([{"bytes": None, "path": "elsewhere.png"}] * 3, kind)
+    pq.write_table(table.set_column(0, "image", empty), path)
+    with pytest.raises(BadImage, match="row 0 has no bytes"):
+        open_data(path).train.picture(0)

@@ -1,0 +1,107 @@
+import json
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+import dynamixer
+from dynamixer import RunError, UserError
+from dynamixer.data import Preprocessing
+from dynamixer.models.checkpoint import KEY, create_model, save_checkpoint
+from helpers import sharpen
+
+ARGS = {"num_classes": 3, "img_size": [40, 24], "softmax": False}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = sharpen(create_model("dynamixer_nano", **ARGS)).eval()
+    path = tmp_path / "run" / "best.safetensors"
+    about = {"name": "dynamixer_nano", "args": ARGS, "classes": ("a", "b", "c"), "trained": {"epoch": 4}}
+    save_checkpoint(path, model, preprocessing=Preprocessing.of(model).at((40, 24)), **about)
+    return model, path
+
+
+def test_what_is_saved_comes_back(saved):
+    model, path = saved
+    loaded = dynamixer.load(path)
+    x = torch.randn(2, 3, 40, 24)
+    assert torch.equal(loaded.model(x), model(x))
+    assert not loaded.model.training
+    assert (loaded.name, loaded.args, loaded.classes, loaded.trained) == (
+        "dynamixer_nano",
+        ARGS,
+        ("a", "b", "c"),
+        {"epoch": 4},
+    )
+    assert loaded.preprocessing.size == (40, 24)
+    assert dynamixer.load(path.parent).path == path
+    assert [p.name for p in path.parent.iterdir()] == ["best.safetensors"]
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(saved, tmp_path):
+    model, path = saved
+    before = path.read_bytes()
+    with torch.no_grad():
+        model.head.bias[0] = float("nan")
+    with pytest.raises(RunError, match=r"head.bias is not finite"):
+        save_checkpoint(
+            path, model, name="dynamixer_nano", args=ARGS, classes=("a", "b", "c"),
+            preprocessing=Preprocessing.of(model), trained={},
+        )  # fmt: skip
+    assert path.read_bytes() == before
+
+
+def rewrite(path, weights=None, **change):
+    with safetensors.safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()[KEY]) | change
+        kept = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    safetensors.torch.save_file(weights or kept, path, metadata={KEY: json.dumps(about)})
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda p: p.write_bytes(p.read_bytes()[:-100]), "not a whole safetensors file"),
+        (lambda p: p.write_bytes(b"junk"), "not a whole safetensors file"),
+        (lambda p: safetensors.torch.save_file({"a": torch.zeros(1)}, p), "not written by dynamixer"),
+        (lambda p: safetensors.torch.save_file({"a": torch.zeros(1)}, p, metadata={KEY: "{"}), "damaged header"),
+        (
+            lambda p: safetensors.torch.save_file({"a": torch.zeros(1)}, p, metadata={KEY: '{"format": 1}'}),
+            "damaged header",
+        ),
+        (lambda p: rewrite(p, format=9), "format 9; this version reads 1"),
+        (lambda p: rewrite(p, model="dynamixer_tiny"), "does not hold the weights of the dynamixer_tiny it names"),
+        (lambda p: rewrite(p, model="os.system"), "unknown model"),
+        (lambda p: rewrite(p, model_args={"num_classes": 4}), "does not hold the weights"),
+        (lambda p: rewrite(p, preprocessing={"sizes": 3}), "damaged header"),
+    ],
+)
+def test_a_file_that_is_not_a_whole_checkpoint_of_ours_is_refused(saved, damage, sentence):
+    _, path = saved
+    damage(path)
+    with pytest.raises(UserError, match=sentence):
+        dynamixer.load(path)
+
+
+def test_weights_that_are_not_finite_are_refused(saved):
+    model, path = saved
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    weights["head.bias"][0] = float("inf")
+    rewrite(path, weights)
+    with pytest.raises(UserError, match="not finite"):
+        dynamixer.load(path)
+
+
+def test_what_names_no_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no weights ship for dynamixer_s yet"):
+        dynamixer.load("dynamixer_s")
+    with pytest.raises(UserError, match="is not a run folder"):
+        dynamixer.load(tmp_path)
+    with pytest.raises(UserError, match=r"there is no .*gone"):
+        dynamixer.load(tmp_path / "gone")
+
+
+def test_models_of_timm_are_built_too():
+    assert type(create_model("test_vit", num_classes=3)) is type(timm.create_model("test_vit"))
