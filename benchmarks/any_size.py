@@ -1,23 +1,21 @@
-"""Accuracy at other picture sizes than the trained one, each size scaled down from the same files.
+"""Accuracy at other picture sizes than the native one, each size scaled down from the same files.
 
-    python benchmarks/any_size.py --data imagenette128/val.parquet --single RUN --mixed RUN
+    python benchmarks/any_size.py --data imagenette128/val.parquet --run "64 px=RUN" --run "48-96 px, resampled=RUN" ...
 
-Writes benchmarks/results/any_size.json and the table in docs/adr/0003-any-size.md. The two runs are trained by
+Merges into benchmarks/results/any_size.json and writes the table in docs/adr/0003-any-size.md. The runs are trained by
 `dynamixer train --data imagenette128/train.parquet size=64 model.patch_size=8 epochs=24 batch_size=64 lr=2e-3
-warmup_epochs=2 crop=rrc scale=0.35 holdout=0 precision=bf16`, the mixed one with `sizes=[48,64,80,96]` added.
+warmup_epochs=2 crop=rrc scale=0.35 holdout=0 precision=bf16`, those with mixed sizes with `sizes=[48,64,80,96]` and
+`model.windows=false` or `true`. Evaluated is last.safetensors: nothing is chosen on these pictures.
 """
 
 import argparse
 import json
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 import dynamixer
 from dynamixer.data import open_data
@@ -30,6 +28,7 @@ RESULTS = ROOT / "benchmarks/results/any_size.json"
 PAGE = ROOT / "docs/adr/0003-any-size.md"
 SIZES = (48, 64, 80, 96, 128)
 NATIVE = 64
+WAYS = ("windows", "resampled", "resizing back to 64")
 
 
 class ResizeBack(nn.Module):
@@ -45,31 +44,13 @@ class ResizeBack(nn.Module):
         return y
 
 
-def windowed(self: AxisMixer, x: Tensor) -> Tensor:
-    """Longer lines in windows of the native length, evenly spread, averaged where they overlap (the paper's proposal)."""
-    length, real = self.length, x.shape[-2]
-    if real <= length:
-        return AxisMixer_forward(self, x)
-    count = -(-real // length)
-    starts = [round(i * (real - length) / (count - 1)) for i in range(count)]
-    total, times = torch.zeros_like(x), torch.zeros(real, 1)
-    for start in starts:
-        part = slice(start, start + length)
-        total[..., part, :] += AxisMixer_forward(self, x[..., part, :])
-        times[part] += 1
-    return total / times
-
-
-AxisMixer_forward: Callable[[AxisMixer, Tensor], Tensor] = AxisMixer.forward
-
-
-@contextmanager
-def windows() -> Iterator[None]:
-    AxisMixer.forward = windowed  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        AxisMixer.forward = AxisMixer_forward  # type: ignore[method-assign, assignment]
+def way_of(name: str, model: nn.Module) -> nn.Module:
+    if name == WAYS[2]:
+        return ResizeBack(model)
+    for part in model.modules():
+        if isinstance(part, AxisMixer):
+            part.windows = name == "windows"
+    return model
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
@@ -89,34 +70,38 @@ def write_page(text: str) -> None:
     PAGE.write_text(f"{start}<!-- any_size.json -->\n{text}\n<!-- end -->{end}", encoding="utf-8")
 
 
-def accuracy(model: nn.Module, loader: DataLoader[tuple[Tensor, int]], images: int, classes: int, title: str) -> float:
-    metrics = measure(model, loader, device=torch.device("cpu"), images=images, classes=classes, title=title)
-    return round(metrics.top1, 2)
+def accuracies(run: Path, data: str, title: str) -> dict[str, dict[str, float]]:
+    checkpoint = dynamixer.load(run / "last.safetensors")
+    _, source = open_data(data).for_evaluation()
+    source = match_classes(source, checkpoint)
+    found: dict[str, dict[str, float]] = {way: {} for way in WAYS}
+    for size in SIZES:
+        loader = evaluation_loader(EvaluationPictures(source, checkpoint.preprocessing.at(size)), 64, 0)
+        for way in WAYS:
+            metrics = measure(
+                way_of(way, checkpoint.model),
+                loader,
+                device=torch.device("cpu"),
+                images=len(source),
+                classes=len(source.classes),
+                title=f"{title}, {size} px, {way}",
+            )
+            found[way][str(size)] = round(metrics.top1, 2)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--single", type=Path, required=True)
-    parser.add_argument("--mixed", type=Path, required=True)
+    parser.add_argument("--run", action="append", required=True, metavar="TITLE=RUN")
     options = parser.parse_args()
-    results: dict[str, dict[str, dict[str, float]]] = {}
-    for trained, run in (("64 px", options.single), ("48, 64, 80 and 96 px", options.mixed)):
-        checkpoint = dynamixer.load(run / "last.safetensors")
-        _, source = open_data(options.data).for_evaluation()
-        source = match_classes(source, checkpoint)
-        ways = results.setdefault(trained, {"resampled logits": {}, "windows": {}, "resizing back to 64": {}})
-        for size in SIZES:
-            pictures = EvaluationPictures(source, checkpoint.preprocessing.at(size))
-            loader, title = evaluation_loader(pictures, 64, 0), f"{trained}, seen at {size}"
-            common = (len(source), len(source.classes), title)
-            ways["resampled logits"][str(size)] = accuracy(checkpoint.model, loader, *common)
-            with windows():
-                ways["windows"][str(size)] = accuracy(checkpoint.model, loader, *common)
-            ways["resizing back to 64"][str(size)] = accuracy(ResizeBack(checkpoint.model), loader, *common)
+    results = json.loads(RESULTS.read_text())["top1"] if RESULTS.exists() else {}
     about = {"torch": torch.__version__, "dynamixer": dynamixer.__version__, "machine": platform.machine(), "seeds": 1}
-    RESULTS.write_text(json.dumps({"about": about, "top1": results}, indent=2) + "\n", encoding="utf-8")
-    write_page(table(results))
+    for item in options.run:
+        title, run = item.split("=", 1)
+        results[title] = accuracies(Path(run), options.data, title)
+        RESULTS.write_text(json.dumps({"about": about, "top1": results}, indent=2) + "\n", encoding="utf-8")
+        write_page(table(results))
     print(table(results))
 
 

@@ -104,15 +104,16 @@ KINDS = [
 
 @pytest.mark.parametrize("options", KINDS, ids=str)
 @pytest.mark.parametrize("grid", [(9, 4), (4, 3), (3, 10)])
-def test_folding_a_size_into_the_weights_keeps_the_function(options, grid):
-    b, x = block(**options), torch.randn(2, *grid, C)
+def test_folding_a_size_into_the_weights_keeps_the_resampled_function(options, grid):
+    b, x = block(**options, windows=False), torch.randn(2, *grid, C)
     expected = b(x)
     folded = copy.deepcopy(b)
     folded.set_grid(grid)
     assert (folded.column.length, folded.row.length) == grid
     assert error(folded(x), expected) < 1e-5
-    native = torch.randn(2, 6, 4, C)
-    assert torch.equal(block(**options)(native), b(native))
+    windowed = block(**options)
+    longer = grid[0] > 6 or grid[1] > 4
+    assert (error(windowed(x), expected) > 1e-3) == longer  # only longer lines have windows
 
 
 def test_folding_keeps_frozen_parameters_frozen_and_the_dtype():

@@ -96,7 +96,7 @@ def train(words: tuple[str, ...], data: str | None, out: Path | None, as_json: b
     _print(
         as_json,
         result.to_dict(),
-        f"{summary}\nrun folder: {result.run}\npictures:   {result.run}/curves.png, confusion.png",
+        f"{summary}\nrun folder: {result.run}\npictures:   {', '.join(map(str, sorted(result.run.glob('*.png'))))}",
     )
 
 

@@ -32,6 +32,7 @@ class Mixing:
     channel: bool = True
     reweight: bool = True
     shared: bool = False
+    windows: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning.
@@ -61,8 +62,9 @@ class Mixing:
 class AxisMixer(nn.Module):
     """The mixing operation along one axis: reduce, generate, mix, project; x [..., K, C] -> [..., K, C].
 
-    Lines of any length K share the parameters, which belong to the native length L: where K differs, the reduced tokens
-    are resampled to L and the logits of the matrix back to K. At K = L nothing is resampled.
+    Lines of any length K share the parameters, which belong to the native length L. Where K is another, the reduced tokens are
+    resampled to L and the logits of the matrix back to K; with `windows`, lines longer than L average the matrices of overlapping
+    windows of L tokens instead. At K = L nothing is resampled.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class AxisMixer(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if dim % segments:
             raise UserError(f"{segments} segments do not divide {dim} channels: choose a divisor of {dim}.")
-        self.length, self.segments, self.softmax = length, segments, mixing.softmax
+        self.length, self.segments, self.softmax, self.windows = length, segments, mixing.softmax, mixing.windows
         if mixing.generator == "dynamic":
             self.reduce = nn.Linear(dim, segments * reduced, **dd)
             self.generate = nn.Linear(length * reduced, length * length, **dd)
@@ -114,17 +116,21 @@ class AxisMixer(nn.Module):
 
     def matrices_for(self, x: Tensor) -> Tensor:
         """The mixing matrices of x [..., K, C]: [..., S, K, K], [output token, input token] (static: [S, K, K])."""
-        return mixing_matrices(x, self.weights(), segments=self.segments, length=self.length, softmax=self.softmax)
+        return mixing_matrices(x, self.weights(), **self._options())
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix along the last but one axis."""
-        return batched_mixing(x, self.weights(), segments=self.segments, length=self.length, softmax=self.softmax)
+        return batched_mixing(x, self.weights(), **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {"segments": self.segments, "length": self.length, "softmax": self.softmax, "windowed": self.windows}
 
     @torch.no_grad()
     def set_length(self, length: int) -> None:
         """Make `length` the native length, folding the resampling into the parameters.
 
-        The resampling is linear, so the function on lines of that length stays the same; from there it can be fine-tuned.
+        The resampling of tokens and logits is linear, so on lines of that length the function stays what it is without
+        `windows`; from there it can be fine-tuned.
         """
         if length == self.length:
             return
@@ -297,7 +303,7 @@ class Stage(nn.Module):
     def __init__(self, downsample: PatchConv | None, layers: list[MixerLayer]):
         super().__init__()
         self.downsample = downsample
-        self.blocks = nn.Sequential(*layers)
+        self.blocks: Any = nn.Sequential(*layers)
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,17 +1,21 @@
 """The batched operation against the reference: values and every gradient, with matrices far from uniform."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from dynamixer.layers import AxisMixer, Mixing
 from dynamixer.ops import StaticWeights, batched_mixing, mixing_matrices, reference_mixing
+from dynamixer.ops.opaque import opaque_matrices
 from dynamixer.ops.resample import interpolation
 from helpers import error, relative_entropy, sharpen
 
 L, C, S, D = 6, 24, 4, 3
+OPTIONS = ("segments", "length", "softmax", "windowed")
 KINDS = [
     Mixing(generator=generator, softmax=softmax, static=static)
     for generator, softmax, static in itertools.product(("dynamic", "dense", "static"), (True, False), (False, True))
@@ -135,34 +139,84 @@ def test_double_precision_stays_double():
     assert (rows - 1).abs().max() < 1e-14
 
 
-@pytest.mark.parametrize("mixing", KINDS, ids=str)
+def both(mixing):
+    return [mixing, replace(mixing, windows=False)]
+
+
+@pytest.mark.parametrize("mixing", [m for kind in KINDS for m in both(kind)], ids=str)
 @pytest.mark.parametrize("length", [1, 4, 9, 13])
-def test_other_lengths_mix_with_the_resampled_native_matrix(mixing, length):
-    module, x = mixer(mixing), torch.randn(3, length, C)
+def test_lines_of_another_length_mix_with_matrices_of_their_own_size(mixing, length):
+    module, x = mixer(mixing), torch.randn(3, 2, length, C)
     matrices = module.matrices_for(x)
     assert matrices.shape[-3:] == (S, length, length)
     if mixing.softmax:
         torch.testing.assert_close(matrices.sum(-1), torch.ones(matrices.shape[:-1]))
+    values = x.unflatten(-1, (S, -1)).movedim(-2, -3)
+    torch.testing.assert_close(module(x), module.project((matrices @ values).movedim(-3, -2).flatten(-2)))
 
 
 @pytest.mark.parametrize("length", [3, 9])
-def test_without_the_softmax_the_mixing_is_rescaled_by_native_length_over_length(length):
-    module = mixer(Mixing(generator="static", softmax=False))
+def test_a_resampled_matrix_without_the_softmax_is_scaled_by_native_length_over_length(length):
+    module = mixer(Mixing(generator="static", softmax=False, windows=False))
     out = interpolation(L, length, like=torch.zeros(()))
     expected = torch.einsum("ai,sij,bj->sab", out, module.matrices, out) * L / length
     torch.testing.assert_close(module.matrices_for(torch.randn(2, length, C)), expected)
 
 
-@pytest.mark.parametrize("mixing", [KINDS[0], Mixing(generator="dense")], ids=str)
-def test_the_resampled_matrix_reads_from_where_the_native_one_does(mixing):
-    """A line with every token doubled mixes with the doubled matrix: not transposed, not shifted."""
+@pytest.mark.parametrize("mixing", KINDS, ids=str)
+def test_windows_are_averaged_where_they_overlap(mixing):
+    """Written again with a loop: on 8 tokens, windows of 6 start at 0, 1 and 2."""
+    module, x = mixer(mixing), torch.randn(3, 8, C)
+    total, times = torch.zeros(3, S, 8, 8), torch.zeros(8, 1)
+    for start in (0, 1, 2):
+        part = slice(start, start + L)
+        total[..., part, part] += module.matrices_for(x[:, part])
+        times[part] += 1
+    torch.testing.assert_close(module.matrices_for(x).expand(3, S, 8, 8), total / times)
+
+
+@pytest.mark.parametrize("mixing", both(KINDS[0]) + both(Mixing(generator="dense")), ids=str)
+def test_a_longer_line_reads_from_where_the_native_one_does(mixing):
+    """A line with every token doubled mixes much like the native one where one matrix is resampled: not transposed."""
     module, x = mixer(mixing), torch.randn(4, L, C)
     native = module.matrices_for(x)
     doubled = module.matrices_for(x.repeat_interleave(2, dim=-2))
     folded = doubled.unflatten(-1, (L, 2)).sum(-1).unflatten(-2, (L, 2)).mean(-2)
-    assert alike(folded, native) > 0.8
+    if not mixing.windows:
+        assert alike(folded, native) > 0.8
     assert alike(folded, native.transpose(-1, -2)) < 0.6
 
 
 def alike(a, b):
     return F.cosine_similarity((a - a.mean()).flatten(), (b - b.mean()).flatten(), dim=0).item()
+
+
+@pytest.mark.parametrize("mixing", [m for kind in KINDS for m in both(kind)], ids=str)
+@pytest.mark.parametrize("length", [4, 9])
+def test_the_opaque_operator_has_the_values_and_gradients_of_the_plain_one(mixing, length):
+    module, x = mixer(mixing), torch.randn(3, length, C)
+    made = []
+    for way in (mixing_matrices, lambda x, w, **o: opaque_matrices(x, w, *(o[k] for k in OPTIONS))):
+        module.zero_grad()
+        given = x.clone().requires_grad_()
+        y = way(given, module.weights(), segments=S, length=L, softmax=mixing.softmax, windowed=mixing.windows)
+        (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
+        grads = {n: p.grad for n, p in module.named_parameters() if p.grad is not None and p.grad.any()}
+        made.append({"y": y.detach(), "x": torch.zeros_like(x) if given.grad is None else given.grad, **grads})
+    assert made[0].keys() == made[1].keys()
+    for key, value in made[0].items():
+        torch.testing.assert_close(made[1][key], value)
+
+
+def test_the_opaque_operator_counts_the_same_multiplications():
+    module, x = mixer(), torch.randn(3, 9, C)
+    options = {"segments": S, "length": L, "softmax": True, "windowed": True}
+    counts = []
+    for run in (
+        lambda: mixing_matrices(x, module.weights(), **options),
+        lambda: opaque_matrices(x, module.weights(), *options.values()),
+    ):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            run()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dynamixer.ops.resample import interpolation, resample_matrix, resample_rows, resample_tokens
+from dynamixer.ops.resample import interpolation, resample_matrix, resample_rows, resample_tokens, windows
 
 LIKE = torch.zeros(())
 
@@ -31,10 +31,23 @@ def test_the_picture_upside_down_is_the_matrix_upside_down():
 
 
 def test_native_length_is_returned_untouched():
-    logits, tokens = torch.randn(2, 5, 5), torch.randn(2, 5, 3, 2)
+    logits, tokens = torch.randn(2, 5, 5), torch.randn(2, 5, 6)
     assert resample_matrix(logits, 5) is logits
     assert resample_rows(logits, 5) is logits
     assert resample_tokens(tokens, 5) is tokens
+
+
+@pytest.mark.parametrize(("line", "length"), [(9, 8), (12, 8), (16, 8), (147, 32), (2, 1), (7, 3)])
+def test_windows_cover_the_line_and_overlap(line, length):
+    at = windows(line, length, like=LIKE)
+    assert (at.tokens[0, 0], at.tokens[-1, -1]) == (0, line - 1)
+    assert (at.tokens.diff(dim=1) == 1).all()
+    starts = at.tokens[:, 0]
+    assert (starts.diff() >= 1).all()
+    assert (starts.diff() <= max(1, length // 4)).all()
+    assert (
+        torch.equal(starts, (line - length - starts).flip(0)) or length < 4
+    )  # the same from both ends, rounding aside
 
 
 def test_both_axes_of_a_matrix_are_resampled():
@@ -45,10 +58,9 @@ def test_both_axes_of_a_matrix_are_resampled():
 
 
 def test_tokens_are_resampled_along_the_line_only():
-    tokens = torch.randn(2, 4, 3, 2)
-    got = resample_tokens(tokens, 7)
+    tokens = torch.randn(2, 4, 6)
     weight = interpolation(4, 7, like=LIKE)
-    torch.testing.assert_close(got, torch.einsum("ak,nksd->nasd", weight, tokens))
+    torch.testing.assert_close(resample_tokens(tokens, 7), torch.einsum("ak,nkc->nac", weight, tokens))
 
 
 def test_double_precision_is_kept():

@@ -43,6 +43,8 @@ class DynaMixer(nn.Module):
         row, column, channel: branches of the block.
         reweight: weigh the branches by content (the paper), or sum them.
         shared: one operator for rows and columns; needs a square grid.
+        windows: on lines longer than the native ones, average the matrices of overlapping windows (best for a model
+            trained at one size), or with False resample one matrix (best after training with mixed sizes).
 
     Raises:
         UserError: a combination of options that has no meaning, in one sentence.
@@ -68,6 +70,7 @@ class DynaMixer(nn.Module):
         channel: bool = True,
         reweight: bool = True,
         shared: bool = False,
+        windows: bool = True,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
@@ -75,7 +78,7 @@ class DynaMixer(nn.Module):
     ):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        mixing = Mixing(generator, softmax, static, row, column, channel, reweight, shared)
+        mixing = Mixing(generator, softmax, static, row, column, channel, reweight, shared, windows)
         segments = [segments] * len(depths) if isinstance(segments, int) else list(segments)
         reduced = [reduced] * len(depths) if isinstance(reduced, int) else list(reduced)
         if not len(depths) == len(dims) == len(segments) == len(reduced):
@@ -174,7 +177,7 @@ class DynaMixer(nn.Module):
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Make another picture size native, in pixels: to fine-tune there, or to spare the resampling on every call.
 
-        The function on pictures of that size stays the same (see AxisMixer.set_length).
+        The function on pictures of that size stays the same, larger ones with `windows` excepted (see AxisMixer.set_length).
         """
         halvings = [stage.downsample is not None for stage in self.stages]
         for stage, grid in zip(self.stages, self._grids(img_size, self.patch_size, halvings), strict=True):

@@ -1,63 +1,76 @@
 """The mixing operation for all lines and segments at once, in the dtype at hand: what the model runs.
 
-Letters: L native line length, K the line's real length, C channels, S segments, d reduced width.
+Lines of the native length L generate one matrix. On others the reduced tokens are resampled to L and the logits of the matrix
+back, or longer lines are cut into overlapping windows of L tokens, whose matrices are averaged (docs/adr/0003-any-size.md).
+
+Letters: L native line length, K the line's real length, N windows, C channels, S segments, d reduced width.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynamixer.ops.resample import resample_matrix, resample_rows, resample_tokens, same_length
-from dynamixer.ops.weights import DenseWeights, DynamicWeights, Weights
+from dynamixer.ops.opaque import opaque_matrices
+from dynamixer.ops.resample import resample_matrix, resample_rows, resample_tokens, same_length, windows
+from dynamixer.ops.weights import DenseWeights, DynamicWeights, StaticWeights, Weights
 
 
 def mixing_matrices(
-    x: Tensor,
-    weights: Weights,
-    *,
-    segments: int,
-    length: int,
-    softmax: bool = True,
+    x: Tensor, weights: Weights, *, segments: int, length: int, softmax: bool = True, windowed: bool = True
 ) -> Tensor:
     """What each line of x [..., K, C] mixes with: [..., S, K, K] (static: [S, K, K]), [output token, input token].
 
-    With the softmax every row sums to 1. Without it the matrix is scaled by length / K, which keeps the size of its
-    products when the native length is not the line's.
+    With the softmax every row sums to 1. `windowed` chooses windows for lines longer than the native `length`.
     """
     real = x.shape[-2]
-    logits = _logits(x, weights, segments, length)
-    if weights.static is not None:
-        logits = logits + resample_matrix(weights.static, real).to(logits.dtype)
-    if softmax:
-        accumulate = torch.promote_types(logits.dtype, torch.float32)
-        return logits.softmax(dim=-1, dtype=accumulate).to(logits.dtype)
-    return logits if same_length(real, length) else logits * (length / real)
+    traced = torch.compiler.is_dynamo_compiling() or isinstance(real, torch.SymInt)  # torch.compile, torch.export
+    if traced and not same_length(real, length):
+        return opaque_matrices(x, weights, segments, length, softmax, windowed)
+    features = _features(x, weights)
+    if not windowed or real <= length:
+        return _normalised(features, weights, segments, length, softmax, real)
+    at = windows(real, length, like=x)
+    matrices = _normalised(None if features is None else at.cut(features), weights, segments, length, softmax, length)
+    if features is None:
+        matrices = matrices.expand(len(at.tokens), *matrices.shape)
+    return at.average(matrices)
 
 
 def batched_mixing(
-    x: Tensor,
-    weights: Weights,
-    *,
-    segments: int,
-    length: int,
-    softmax: bool = True,
+    x: Tensor, weights: Weights, *, segments: int, length: int, softmax: bool = True, windowed: bool = True
 ) -> Tensor:
     """Mix the tokens of each line and project: x [..., K, C] -> [..., K, C]."""
-    matrices = mixing_matrices(x, weights, segments=segments, length=length, softmax=softmax)
+    matrices = mixing_matrices(x, weights, segments=segments, length=length, softmax=softmax, windowed=windowed)
     values = x.unflatten(-1, (segments, -1)).movedim(-2, -3)  # [..., S, K, C/S]
     mixed = (matrices @ values).movedim(-3, -2).flatten(-2)
     return F.linear(mixed, weights.project_weight, weights.project_bias)
 
 
-def _logits(x: Tensor, weights: Weights, segments: int, length: int) -> Tensor:
-    real = x.shape[-2]
+def _features(x: Tensor, weights: Weights) -> Tensor | None:
+    """What the generation reads of each token: x [..., K, C] -> [..., K, S*d] or, dense, its rows [..., K, S*L]."""
     if isinstance(weights, DynamicWeights):
-        reduced = F.linear(x, weights.reduce_weight, weights.reduce_bias).unflatten(-1, (segments, -1))
-        tokens = resample_tokens(reduced, length).movedim(-2, -3).flatten(-2)  # [..., S, L*d], token-major
-        logits = F.linear(tokens, weights.generate_weight, weights.generate_bias).unflatten(-1, (length, length))
-        return resample_matrix(logits, real)
+        return F.linear(x, weights.reduce_weight, weights.reduce_bias)
     if isinstance(weights, DenseWeights):
         hidden = F.gelu(F.linear(x, weights.hidden_weight, weights.hidden_bias))
-        rows = F.linear(hidden, weights.row_weight, weights.row_bias).unflatten(-1, (segments, length))
-        return resample_rows(rows.movedim(-2, -3), real)
-    return resample_matrix(weights.matrices, real)
+        return F.linear(hidden, weights.row_weight, weights.row_bias)
+    return None
+
+
+def _normalised(
+    features: Tensor | None, weights: Weights, segments: int, length: int, softmax: bool, real: int
+) -> Tensor:
+    """The matrices of lines of K = `real` tokens from their features [..., K, S*n]: [..., S, K, K] (static: [S, K, K])."""
+    if isinstance(weights, DynamicWeights) and features is not None:
+        reduced = resample_tokens(features, length).unflatten(-1, (segments, -1))  # [..., L, S, d]
+        flat = reduced.movedim(-2, -3).flatten(-2)  # [..., S, L*d], token-major
+        logits = F.linear(flat, weights.generate_weight, weights.generate_bias).unflatten(-1, (length, length))
+        logits = resample_matrix(logits, real)
+    elif isinstance(weights, StaticWeights) or features is None:
+        logits = resample_matrix(weights[0], real)
+    else:  # dense: each token made its own row
+        logits = resample_rows(features.unflatten(-1, (segments, length)).movedim(-2, -3), real)
+    if weights.static is not None:
+        logits = logits + resample_matrix(weights.static, real).to(logits.dtype)
+    if softmax:
+        return logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(logits.dtype)
+    return logits if real == length else logits * (length / real)  # sums over more tokens keep their size

@@ -1,7 +1,9 @@
-"""Lines of another length than the native one: linear interpolation as a small matrix (docs/adr/0003-any-size.md).
+"""Lines of another length than the native one: windows, and linear interpolation (docs/adr/0003-any-size.md).
 
-Letters: L native line length, K the line's real length, S segments, d reduced width.
+Letters: L native line length, K the line's real length, N windows, S segments.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,11 +31,10 @@ def interpolation(source: int, target: int, *, like: Tensor) -> Tensor:
 
 
 def resample_tokens(x: Tensor, length: int) -> Tensor:
-    """Reduced tokens [..., K, S, d] -> [..., length, S, d]."""
-    if same_length(x.shape[-3], length):
+    """Lines resampled to another number of tokens: [..., K, C] -> [..., length, C]."""
+    if same_length(x.shape[-2], length):
         return x
-    weight = interpolation(x.shape[-3], length, like=x)
-    return (weight @ x.flatten(-2)).unflatten(-1, x.shape[-2:])
+    return interpolation(x.shape[-2], length, like=x) @ x
 
 
 def resample_rows(logits: Tensor, length: int) -> Tensor:
@@ -45,6 +46,31 @@ def resample_rows(logits: Tensor, length: int) -> Tensor:
 
 def resample_matrix(logits: Tensor, length: int) -> Tensor:
     """Both axes of mixing logits: [..., L, L] -> [..., length, length]."""
-    if same_length(logits.shape[-1], length):
-        return logits
-    return interpolation(logits.shape[-2], length, like=logits) @ resample_rows(logits, length)
+    return resample_tokens(resample_rows(logits, length), length)
+
+
+class Windows(NamedTuple):
+    """Windows of L tokens on a line of K > L, evenly spread from end to end, neighbours at most L/4 apart."""
+
+    tokens: Tensor  # [N, L], the numbers of the tokens in each window
+    line: int  # K
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Lines [..., K, C] -> windows [..., N, L, C]."""
+        return x.index_select(-2, self.tokens.flatten()).unflatten(-2, self.tokens.shape)
+
+    def average(self, matrices: Tensor) -> Tensor:
+        """The windows' matrices [..., N, S, L, L], each in its place, averaged over the windows of a token: [..., S, K, K]."""
+        k, tokens = self.line, self.tokens
+        cells = (tokens[:, :, None] * k + tokens[:, None, :]).flatten()  # [N*L*L], of the [K, K] matrix
+        entries = matrices.movedim(-4, -3).flatten(-3)  # [..., S, N*L*L]
+        total = entries.new_zeros(*entries.shape[:-1], k * k).index_add(-1, cells, entries).unflatten(-1, (k, k))
+        ones = torch.ones_like(tokens.flatten(), dtype=matrices.dtype)
+        return total / ones.new_zeros(k).index_add(0, tokens.flatten(), ones)[:, None]
+
+
+def windows(line: int, length: int, *, like: Tensor) -> Windows:
+    """Where the windows of the native length lie on a longer line."""
+    gaps = -(-(line - length) // max(1, length // 4))
+    starts = (torch.arange(gaps + 1, device=like.device) * (2 * (line - length)) + gaps) // (2 * gaps)  # rounded
+    return Windows(starts[:, None] + torch.arange(length, device=like.device), line)

@@ -108,6 +108,9 @@ def _model_args(config: TrainConfig, classes: int) -> dict[str, Any]:
         args["img_size"] = config.size
     if config.drop_path:
         args["drop_path_rate"] = config.drop_path
+    if config.sizes and config.model.startswith("dynamixer_") and "windows" not in args:
+        log("mixed sizes: longer lines resample their matrix instead of windows (model.windows=false)")
+        args["windows"] = False
     return args
 
 

@@ -1,0 +1,85 @@
+"""What the documents say is what the code does."""
+
+import inspect
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import yaml
+
+import dynamixer
+from dynamixer.models.variants import VARIANTS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def between(text, start):
+    return text.split(f"<!-- {start} -->\n")[1].split("\n<!-- end -->")[0]
+
+
+def test_the_table_of_models_is_what_the_code_counts():
+    rows = [line.strip("| ").split(" | ") for line in between(README, "models").splitlines()[2:]]
+    expected = []
+    for name, v in sorted(
+        VARIANTS.items(), key=lambda item: dynamixer.count(timm.create_model(item[0], device="meta"))
+    ):
+        parameters, multiply_adds = dynamixer.count(timm.create_model(name, device="meta"))
+        expected.append([name, f"{parameters:,}", f"{multiply_adds:,}", f"{v.img_size} px", str(v.num_classes)])
+    assert rows == expected
+
+
+def test_the_python_of_the_readme_runs():
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("line", re.findall(r"^ {4}dynamixer (.*)$", README, re.MULTILINE))
+def test_the_commands_of_the_readme_exist(line):
+    command, *words = shlex.split(line, comments=True)
+    known = dynamixer.cli.cli.commands[command]
+    options = {name for p in known.params for name in p.opts}
+    assert all(word in options for word in words if word.startswith("--"))
+    if command == "train":
+        recipe = [w for w in words[:1] if "=" not in w and not w.startswith("--")]
+        assert set(recipe) <= set(dynamixer.RECIPES)
+        dynamixer.TrainConfig().with_words([w for w in words if "=" in w])
+
+
+def test_the_any_size_table_is_its_results():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import any_size  # noqa: PLC0415
+    finally:
+        sys.path.pop(0)
+    results = json.loads((ROOT / "benchmarks/results/any_size.json").read_text())["top1"]
+    page = (ROOT / "docs/adr/0003-any-size.md").read_text(encoding="utf-8")
+    assert between(page, "any_size.json") == any_size.table(results)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_inside_the_repository_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_every_public_name_has_its_meaning_written():
+    for name in dynamixer.__all__:
+        thing = getattr(dynamixer, name)
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            assert inspect.getdoc(thing), name
+            for member, value in vars(thing).items() if inspect.isclass(thing) else ():
+                if inspect.isfunction(value) and not member.startswith("_"):
+                    assert value.__doc__, f"{name}.{member}"
+
+
+def test_the_citation_is_whole():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["license"] == "Apache-2.0"
+    assert citation["references"][0]["identifiers"][0]["value"] == "arXiv:2201.12083"

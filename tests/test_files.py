@@ -1,0 +1,44 @@
+import errno
+import os
+import stat
+
+import pytest
+
+from dynamixer import RunError
+from dynamixer.files import reason, whole_file, write_text
+
+
+def test_a_file_appears_whole_with_the_usual_mode(tmp_path):
+    write_text(tmp_path / "deeper" / "a.txt", "text")
+    assert (tmp_path / "deeper" / "a.txt").read_text() == "text"
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "deeper" / "a.txt").stat().st_mode) == 0o666 & ~mask
+
+
+def test_a_failure_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+
+    def write(error):
+        with whole_file(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(RunError, match=r"a.txt could not be written: there is no space left on the disk"):
+        write(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(ZeroDivisionError):
+        write(ZeroDivisionError())
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file/a.txt could not be written"):
+        write_text(tmp_path / "file" / "a.txt", "x")
+
+
+def test_reasons_are_words():
+    assert reason(OSError(errno.EACCES, "Permission denied")) == "Permission denied"
+    assert reason(OSError("odd")) == "odd"
