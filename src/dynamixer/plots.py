@@ -62,14 +62,13 @@ def prediction_sheet(pictures: Sequence[tuple[Image.Image, str, Sequence[tuple[s
     """Each picture with its title and its most likely classes as bars: (picture, title, [(class, probability)])."""
     columns = min(4, len(pictures))
     rows = -(-len(pictures) // columns)
-    figure = _figure(3.2 * columns, 3.6 * rows)
-    for n, (picture, title, top) in enumerate(pictures):
-        grid = figure.add_gridspec(2 * rows, columns, height_ratios=[2.2, 1] * rows)
-        axes = figure.add_subplot(grid[n // columns * 2, n % columns])
+    figure = _figure(3.2 * columns, 3.8 * rows)
+    cells = figure.subfigures(rows, columns, squeeze=False, wspace=0.06, hspace=0.06).flat
+    for cell, (picture, title, top) in zip(cells, pictures, strict=False):
+        axes, bars = cell.subplots(2, 1, height_ratios=[2.6, 1])
         axes.imshow(picture, interpolation="nearest" if max(picture.size) < 100 else "antialiased")
         axes.set_title(title if len(title) < 28 else f"…{title[-26:]}", fontsize=9, color=INK)
         axes.axis("off")
-        bars = figure.add_subplot(grid[n // columns * 2 + 1, n % columns])
         names, shares = [name for name, _ in top[:3]][::-1], [100 * p for _, p in top[:3]][::-1]
         bars.barh(names, shares, color=TRAIN)
         for i, share in enumerate(shares):
