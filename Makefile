@@ -19,7 +19,7 @@ types: setup
 	.venv/bin/mypy
 
 tests: setup
-	.venv/bin/pytest -n 2 --dist worksteal -m "not heavy"
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist worksteal -m "not heavy"
 
 test-heavy: setup
 	.venv/bin/pytest -m heavy

@@ -152,6 +152,9 @@ def test_the_version_is_the_packages():
         (["predict"], "Missing argument"),
         (["models", "dynamixer_xx"], "no model matches"),
         (["trian"], "No such command 'trian'"),
+        (["predict", "x.png", "--model", "y", "--sheet", "sheet.jpg"], "has to end in .png"),
+        (["eval", "x", "--data", "y", "--out", "z"], "has to end in .png"),
+        (["eval", "x" * 300, "--data", "y"], "name too long"),
         (["eval", "x", "--data", "y", "--sizee", "3"], "No such option"),
     ],
 )

@@ -21,6 +21,6 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     exit 1
 fi
 echo "setting up .venv (torch is large: minutes on a slow line)" >&2
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
 .venv/bin/python -m pip install --disable-pip-version-check -e '.[dev]' >&2
 echo "$wanted" >"$stamp"

@@ -6,6 +6,8 @@ Importing this package registers its models with timm: `timm.create_model("dynam
 import warnings
 from importlib.metadata import entry_points, version
 
+import timm
+
 from dynamixer.errors import RunError, UserError
 from dynamixer.evaluate import evaluate
 from dynamixer.models import DynaMixer, count, load_official
@@ -30,13 +32,18 @@ __all__ = [
 ]
 
 
+plugin_models: list[str] = []  # the names that other packages registered
+
+
 def _load_model_plugins() -> None:
     """Import what other packages offer in the entry-point group `dynamixer.models`; importing registers with timm."""
+    before = set(timm.list_models())
     for entry in entry_points(group="dynamixer.models"):
         try:
             entry.load()
         except Exception as error:
             warnings.warn(f"the models of {entry.value} could not be loaded: {error!r}", stacklevel=2)
+    plugin_models.extend(sorted(set(timm.list_models()) - before))
 
 
 _load_model_plugins()

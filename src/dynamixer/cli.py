@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import errno
+import fnmatch
 import json
 import os
 import signal
@@ -75,16 +77,22 @@ def train(words: tuple[str, ...], data: str | None, out: Path | None, as_json: b
       dynamixer train cifar10_nano --data train.parquet epochs=3 seed=1
       dynamixer train --data flowers/ model=dynamixer_tiny size=112 model.softmax=false
 
+    Without a recipe every key has the default shown below; `dynamixer train` alone runs fashion_nano.
+
     --data takes a folder with one folder of pictures for each class (or with train/ and val/ folders of such), a Parquet
     file in the Hugging Face image layout, fashion-mnist-mini, which ships, or a torchvision name, which is downloaded.
     """
     from dynamixer import training  # noqa: PLC0415
     from dynamixer.errors import UserError, did_you_mean  # noqa: PLC0415
+    from dynamixer.logs import log  # noqa: PLC0415
 
     recipe, *words_left = words if words and "=" not in words[0] else ("", *words)
     if recipe and recipe not in training.RECIPES:
         raise UserError(f"unknown recipe {recipe!r}: {did_you_mean(recipe, training.RECIPES)}")
-    config = training.RECIPES[recipe or "fashion_nano"]() if recipe or not words_left else training.TrainConfig()
+    if not words and data is None:
+        recipe = "fashion_nano"
+    log(f"recipe: {recipe or 'none, the defaults of every key'}")
+    config = training.RECIPES[recipe]() if recipe else training.TrainConfig()
     if data is not None:
         config = dataclasses.replace(config, data=data)
     config = config.with_words(words_left)
@@ -92,7 +100,9 @@ def train(words: tuple[str, ...], data: str | None, out: Path | None, as_json: b
         stem = Path(config.data).resolve().name if Path(config.data).exists() else config.data
         out = Path("runs") / f"{config.model}-{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     result = training.train(config, out)
-    summary = f"best epoch {result.best_epoch}" + (f", {result.top1:.2f} % of held-out pictures" if result.top1 else "")
+    summary = f"best epoch {result.best_epoch}" + (
+        "" if result.top1 is None else f", {result.top1:.2f} % of held-out pictures"
+    )
     _print(
         as_json,
         result.to_dict(),
@@ -172,13 +182,15 @@ def models(pattern: str, as_json: bool) -> None:
     """List the models with their size and work, those of plug-ins included; PATTERN such as '*_s' chooses."""
     import timm  # noqa: PLC0415
 
+    import dynamixer  # noqa: PLC0415
     from dynamixer.errors import UserError, did_you_mean  # noqa: PLC0415
     from dynamixer.models import count  # noqa: PLC0415
     from dynamixer.models.checkpoint import create_model  # noqa: PLC0415
 
-    names = timm.list_models(pattern, module="dynamixer")
+    known = [*timm.list_models(module="dynamixer"), *dynamixer.plugin_models]
+    names = sorted(set(fnmatch.filter(known, pattern)))
     if not names:
-        raise UserError(f"no model matches {pattern!r}: {did_you_mean(pattern, timm.list_models(module='dynamixer'))}")
+        raise UserError(f"no model matches {pattern!r}: {did_you_mean(pattern, known)}")
     rows = []
     for name in names:
         model = create_model(name, device="meta")
@@ -224,6 +236,9 @@ def _guarded(command: Callable[[], Any]) -> int:  # noqa: PLR0911 - one for each
         return FAILED
     except OSError as error:
         click.echo(f"error: {reason(error)}{f' ({error.filename})' if error.filename else ''}.", err=True)
+        return USER_MISTAKE if error.errno == errno.ENAMETOOLONG else FAILED
+    except MemoryError as error:
+        click.echo(f"error: there is not enough memory: {error}", err=True)
         return FAILED
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped; what was written before stays.", err=True)

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from dynamixer.data.loading import EvaluationPictures, evaluation_loader
+from dynamixer.data.loading import EvaluationPictures, batches, evaluation_loader
 from dynamixer.data.sources import Source, open_data
 from dynamixer.device import resolve_device
 from dynamixer.errors import UserError
-from dynamixer.files import whole_file
+from dynamixer.files import check_picture_path, whole_file
 from dynamixer.models.checkpoint import Checkpoint, load
 from dynamixer.progress import progress
+
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ def measure(
     loss, top1, top5 = 0.0, 0, 0
     confusion = np.zeros((classes, classes), dtype=np.int64)
     with progress(title, images) as meter:
-        for batch, target in loader:
-            pictures, labels = batch.to(device), torch.as_tensor(target).to(device)
+        for batch, target in batches(loader):
+            pictures, labels = batch.to(device), target.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = model(pictures)
             logits = logits.float()
@@ -116,11 +118,17 @@ def evaluate(
     Raises:
         UserError: no such model or data, or classes that do not match.
     """
+    if precision not in PRECISIONS or batch_size < 1:
+        raise UserError(
+            f"precision={precision} is one of {', '.join(PRECISIONS)}, and batch_size={batch_size} above 0."
+        )
+    if out is not None:
+        check_picture_path(Path(out))
     where = resolve_device(device)
     checkpoint = load(model, device=where)
     used, source = open_data(data).for_evaluation(split)
     source = match_classes(source, checkpoint)
-    preprocessing = checkpoint.preprocessing.at(size) if size else checkpoint.preprocessing
+    preprocessing = checkpoint.preprocessing.at(size) if size is not None else checkpoint.preprocessing
     loader = evaluation_loader(EvaluationPictures(source, preprocessing), batch_size, workers)
     metrics = measure(
         checkpoint.model,
@@ -134,7 +142,7 @@ def evaluate(
         from dynamixer.plots import confusion_picture  # noqa: PLC0415 - matplotlib takes a second to import
 
         with whole_file(Path(out)) as temporary:
-            confusion_picture(metrics.confusion, checkpoint.classes).savefig(temporary)
+            confusion_picture(metrics.confusion, checkpoint.classes).savefig(temporary, format="png")
     return {
         "model": str(checkpoint.path),
         "data": source.name,

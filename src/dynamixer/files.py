@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dynamixer.errors import RunError
+from dynamixer.errors import RunError, UserError
 
 
 @contextmanager
@@ -33,6 +33,16 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def check_picture_path(path: Path) -> None:
+    """Refuse a place that a PNG cannot be written to, before the work is done.
+
+    Raises:
+        UserError: another ending than .png, or a folder.
+    """
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise UserError(f"{path} is not a name for a picture: it has to end in .png and not be a folder.")
 
 
 def write_text(path: Path, text: str) -> None:

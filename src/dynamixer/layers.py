@@ -40,6 +40,9 @@ class Mixing:
         Raises:
             UserError: a combination that would leave parameters without effect, or no mixing at all.
         """
+        for key, value in vars(self).items():
+            if key != "generator" and not isinstance(value, bool):
+                raise UserError(f"{key}={value!r} has to be true or false.")
         if self.generator not in GENERATORS:
             raise UserError(f"unknown generator {self.generator!r}: {did_you_mean(str(self.generator), GENERATORS)}")
         if self.static and self.generator == "static":

@@ -11,7 +11,7 @@ from PIL import Image
 from dynamixer.data.decode import SUFFIXES, BadImage, decode
 from dynamixer.device import resolve_device
 from dynamixer.errors import UserError
-from dynamixer.files import whole_file
+from dynamixer.files import check_picture_path, whole_file
 from dynamixer.logs import log
 from dynamixer.models.checkpoint import load
 from dynamixer.progress import progress
@@ -91,6 +91,8 @@ def predict(
     """
     if top < 1 or batch_size < 1:
         raise UserError(f"top={top} and batch_size={batch_size} have to be above 0.")
+    if sheet is not None:
+        check_picture_path(Path(sheet))
     files = find_pictures(paths)
     if not files:
         raise UserError("no pictures were given: name files or folders.")
@@ -128,6 +130,6 @@ def predict(
             for picture, result in zip(thumbnails, found.results, strict=False)
         ]
         with whole_file(Path(sheet)) as temporary:
-            prediction_sheet(shown).savefig(temporary)
+            prediction_sheet(shown).savefig(temporary, format="png")
         log(f"sheet: {sheet}")
     return found

@@ -104,6 +104,16 @@ def test_a_transparent_palette_lies_over_white():
     assert (got[0, 0] == 255).all()
 
 
+def test_a_transparent_colour_lies_over_white():
+    picture = Image.new("RGB", (4, 4), (1, 2, 3))
+    assert (pixels(decode(encoded(picture, "PNG", transparency=(1, 2, 3)))) == 255).all()
+
+
+def test_what_is_no_regular_file_is_refused():
+    with pytest.raises(BadImage, match="not a file"):
+        decode("/dev/zero")
+
+
 def test_of_an_animation_the_first_frame_is_taken():
     frames = [ramp("P"), ramp("P").transpose(Image.Transpose.ROTATE_180)]
     moving = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
@@ -130,6 +140,7 @@ def bomb(width, height):
         (bomb(60_000, 60_000), r"(60000x60000 pixels; at most|more pixels than)"),
         (bomb(40_000, 10), "40000x10 pixels; at most 30,000 a side"),
         (bomb(20, 20), "cannot be decoded"),
+        (bomb(2000, 10), "one side may be at most 100 times the other"),
     ],
 )
 def test_what_cannot_be_used_is_named_with_its_reason(data, sentence):
@@ -151,7 +162,7 @@ def test_limits_hold_before_decoding(tmp_path):
 def test_paths_that_are_no_file_are_named(tmp_path):
     with pytest.raises(BadImage, match=r"gone.png does not exist"):
         decode(tmp_path / "gone.png")
-    with pytest.raises(BadImage, match="is a folder"):
+    with pytest.raises(BadImage, match="not a file but a folder"):
         decode(tmp_path)
     (tmp_path / "a.png").write_bytes(encoded(ramp()))
     assert np.array_equal(pixels(decode(tmp_path / "a.png")), pixels(ramp()))

@@ -33,6 +33,8 @@ def test_the_held_out_pictures_are_a_share_of_each_class_and_always_the_same():
     assert np.bincount(LABELS[held]).tolist() == [10, 6, 4]
     assert sorted([*train, *held]) == list(range(100))
     assert holdout(LABELS, 0.2)[1].tolist() == held.tolist()
+    assert len(holdout(np.array([0, 0, 0, 1, 1, 2]), 0.1)[1]) == 2  # one of each class that can spare it
+    assert len(holdout(LABELS, 0)[1]) == 0
     assert holdout(LABELS, 0.2, seed=1)[1].tolist() != held.tolist()
 
 

@@ -28,7 +28,7 @@ def folder(root, classes=("cat", "dog"), each=3):
 
 def parquet(path, names=("cat", "dog"), labels=(0, 1, 1), metadata=True, label_type=None, image_type="struct"):
     source = path.parent / "tmp.png"
-    rows = [save(source, (int(i) * 60, 5, 5)).read_bytes() for i in range(len(labels))]
+    rows = [save(source, (i * 60, 5, 5)).read_bytes() for i in range(len(labels))]
     values = [{"bytes": row, "path": None} for row in rows] if image_type == "struct" else rows
     table = pa.table({"image": values, "label": pa.array(labels, label_type)})
     if metadata:
@@ -49,6 +49,18 @@ def test_class_folders(tmp_path, capsys):
     assert source.picture(1).getpixel((0, 0)) == (0, 20, 7)
     assert source.title(0).endswith("cat/0.png")
     assert "left out 1 files that are not pictures" in capsys.readouterr().err
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    folder(tmp_path, classes=("car", "plane", "train"))
+    assert open_data(tmp_path).train.classes == ("car", "plane", "train")
+
+
+@pytest.mark.parametrize("metadata", [b"{", b"[]", b'{"info": null}', b'{"info": {"features": {"image": 3}}}'])
+def test_damaged_metadata_is_left_aside(tmp_path, metadata):
+    path = parquet(tmp_path / "x.parquet")
+    pq.write_table(pq.read_table(path).replace_schema_metadata({b"huggingface": metadata}), path)
+    assert open_data(path).train.classes == ("0", "1")
 
 
 def test_folders_of_splits(tmp_path):
@@ -171,6 +183,8 @@ def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch):
         (lambda t: save(t / "a.png"), "is not a data set: give a folder"),
         (lambda t: parquet(t / "x.parquet", labels=(0, 5, 1)), "labels from 0 to 5, and 2 classes"),
         (lambda t: parquet(t / "x.parquet", labels=(0, 0), names=("cat",)), "one class only"),
+        (lambda t: parquet(t / "x.parquet", labels=(0, None, 1), label_type=pa.int64()), "1 pictures without a label"),
+        (lambda t: parquet(t / "x.parquet", labels=(0.0, 1.0), metadata=False), "labels of type double"),
         (lambda t: (t / "x.parquet", (t / "x.parquet").write_bytes(b"PAR1 not"))[0], "cannot be read as Parquet"),
     ],
 )

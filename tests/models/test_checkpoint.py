@@ -74,8 +74,18 @@ def rewrite(path, weights=None, **change):
         (lambda p: rewrite(p, format=9), "format 9; this version reads 1"),
         (lambda p: rewrite(p, model="dynamixer_tiny"), "does not hold the weights of the dynamixer_tiny it names"),
         (lambda p: rewrite(p, model="os.system"), "unknown model"),
-        (lambda p: rewrite(p, model_args={"num_classes": 4}), "does not hold the weights"),
+        (lambda p: rewrite(p, model_args={"num_classes": 3, "reduced": 4}), "does not hold the weights"),
         (lambda p: rewrite(p, preprocessing={"sizes": 3}), "damaged header"),
+        (
+            lambda p: rewrite(p, preprocessing={"size": [0, 3], "mean": [0] * 3, "std": [1] * 3}),
+            "not a height and a width",
+        ),
+        (lambda p: rewrite(p, preprocessing={"size": [3, 3], "mean": [0], "std": [1] * 3}), "three channels"),
+        (lambda p: rewrite(p, classes=["a", "b"]), "names 2 classes for a model of 3"),
+        (lambda p: rewrite(p, classes=[1, 2, 3]), "no list of class names"),
+        (lambda p: rewrite(p, model_args=None), "model arguments"),
+        (lambda p: rewrite(p, model_args=ARGS | {"checkpoint_path": "/etc/passwd"}), "model arguments"),
+        (lambda p: rewrite(p, model=3), "unknown model"),
     ],
 )
 def test_a_file_that_is_not_a_whole_checkpoint_of_ours_is_refused(saved, damage, sentence):

@@ -91,3 +91,7 @@ def test_work_grows_with_the_picture_and_the_count_leaves_the_model_as_it_was():
     assert count(model, 448).multiply_adds > 4 * count(model).multiply_adds
     assert count(model, (224, 448)).multiply_adds < count(model, 448).multiply_adds
     assert model.training
+    larger = timm.create_model("dynamixer_nano", device="meta", img_size=64, in_chans=1)
+    assert count(larger) == count(larger, 64)
+    larger.set_input_size((32, 64))
+    assert count(larger).multiply_adds == count(larger, (32, 64)).multiply_adds

@@ -233,6 +233,20 @@ def test_torch_compile_traces_the_whole_graph_for_changing_batches_and_sizes(opt
     assert len(graphs) == 1
 
 
+def test_torch_compile_works_under_autocast_at_other_sizes():
+    torch.compiler.reset()
+    model = small().train()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    x = pictures(2, 40, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = compiled(x)
+    y.float().square().mean().backward()
+    assert error(y, model(x)) < 0.15
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in model.parameters())
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(600)
 def test_torch_compile_with_inductor_gives_the_same_values_and_gradients():
     torch.compiler.reset()
     model = small()

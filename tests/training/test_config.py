@@ -45,7 +45,7 @@ def test_words_change_keys_by_their_type():
         ("=3", "not a key=value word"),
         ("epochs=0", "epochs=0 has to be above 0"),
         ("lr=-1", "lr=-1.0 has to be above 0"),
-        ("lr=nan", "lr=nan has to be above 0"),
+        ("lr=nan", "lr=nan has to be a finite number"),
         ("size=0", "size=0 has to be above 0"),
         ("limit_train=0", "limit_train=0"),
         ("sizes=[0]", "picture sizes"),

@@ -1,8 +1,8 @@
 """Short real runs on the embedded pictures."""
 
 import csv
-import errno
 import json
+import re
 
 import numpy as np
 import pytest
@@ -92,12 +92,41 @@ def test_mixed_sizes_and_options_train(tmp_path):
         ({"opt": "adamwow"}, "not an optimiser of timm"),
         ({"holdout": 0.9999, "limit_train": None}, "leaves no training pictures"),
         ({"auto_augment": "randd"}, "auto_augment=randd"),
+        ({"model_args": {"num_classes": 5}}, "the data says how many classes"),
+        ({"model_args": {"img_size": 64}}, "size=... does that"),
+        ({"model_args": {"softmax": "maybe"}}, "softmax='maybe' has to be true or false"),
+        ({"model_args": {"reduced": 0}}, "are 1 or more"),
+        ({"model_args": {"patch_size": 0}}, "are 1 or more"),
+        ({"model_args": {"global_pool": "foo"}}, "cannot be built"),
+        ({"model": "test_vit", "model_args": {}, "size": 50}, "does not take pictures of 50x50|cannot be built"),
+        ({"seed": 2**64}, "below 2"),
+        ({"lr": float("inf")}, "finite"),
+        ({"clip_grad": 0.0}, "clip_grad=0.0 has to be above 0"),
     ],
 )
 def test_a_mistake_is_found_before_anything_is_written(tmp_path, change, sentence):
     with pytest.raises(UserError, match=sentence):
         dynamixer.train(config(**change), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_picture_stops_the_run_with_its_name_and_leaves_nothing(tmp_path, workers):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            Image.new("RGB", (20, 20), (i * 20, 9, 9)).save(tmp_path / name / f"{i}.png")
+    for i in range(4):
+        (tmp_path / "dog" / f"{i}.png").write_bytes(b"broken")
+    with pytest.raises(UserError) as caught:
+        dynamixer.train(config(data=str(tmp_path), limit_train=None, batch_size=2, workers=workers), tmp_path / "run")
+    assert re.fullmatch(r"\S+/dog/\d.png is not a picture of a known format \(.*\)\.", str(caught.value))
+    assert not (tmp_path / "run").exists()
+
+
+def test_models_of_timm_train_at_their_own_or_another_size(tmp_path):
+    result = dynamixer.train(config(model="test_resnet", model_args={}, size=32, epochs=1), tmp_path / "run")
+    assert dynamixer.load(result.run).preprocessing.size == (32, 32)
 
 
 def test_a_run_folder_in_use_is_left_alone(tmp_path):
@@ -114,16 +143,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(tmp_path):
         dynamixer.train(config(lr=1e30, clip_grad=None, warmup_epochs=0.0), tmp_path / "run")
 
 
-def test_a_full_disk_is_a_sentence_and_keeps_the_epochs_before(tmp_path, monkeypatch):
+def test_a_failed_save_keeps_the_epochs_before(tmp_path, monkeypatch):
     real, calls = engine.save_checkpoint, []
 
     def save(*args, **options):
         calls.append(args)
         if len(calls) > 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise RunError("there is no space left on the disk")
         real(*args, **options)
 
     monkeypatch.setattr(engine, "save_checkpoint", save)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RunError, match="no space left"):
         dynamixer.train(config(), tmp_path / "run")
     assert dynamixer.load(tmp_path / "run").trained["epoch"] == 1

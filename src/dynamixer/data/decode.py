@@ -25,6 +25,7 @@ class Limits:
     file_bytes: int = 64 * 2**20
     pixels: int = 100_000_000
     side: int = 30_000
+    aspect: int = 100  # longer side over shorter one
 
 
 DEFAULT_LIMITS = Limits()
@@ -74,15 +75,15 @@ def decode(source: bytes | str | Path, *, name: str | None = None, limits: Limit
 def _read(path: Path, name: str, limits: Limits) -> bytes:
     try:
         size = path.stat().st_size
-        if path.is_dir():
-            raise BadImage(f"{name} is a folder, not a picture.")
+        if not path.is_file():
+            raise BadImage(f"{name} is not a file{' but a folder' if path.is_dir() else ''}.")
         if size > limits.file_bytes:
             raise BadImage(f"{name} has {size:,} bytes; at most {limits.file_bytes:,} are accepted.")
         return path.read_bytes()
     except FileNotFoundError:
         raise BadImage(f"{name} does not exist.") from None
-    except OSError as error:
-        raise BadImage(f"{name} cannot be read: {error.strerror}.") from None
+    except (OSError, ValueError) as error:  # a ValueError for a zero byte in the name
+        raise BadImage(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
 
 def _check_size(size: tuple[int, int], name: str, limits: Limits) -> None:
@@ -91,17 +92,19 @@ def _check_size(size: tuple[int, int], name: str, limits: Limits) -> None:
         raise BadImage(
             f"{name} is {width}x{height} pixels; at most {limits.side:,} a side and {limits.pixels:,} in all are accepted."
         )
+    if max(size) > limits.aspect * min(size):
+        raise BadImage(f"{name} is {width}x{height} pixels; one side may be at most {limits.aspect} times the other.")
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "RGB":
+    if picture.mode == "RGB" and "transparency" not in picture.info:
         return picture
     if picture.mode.startswith(("I", "F")):  # 16-bit grey comes as I;16 or, from PNG, I; floats (TIFF) as F
-        values = np.asarray(picture).astype(np.float64)
+        values = np.nan_to_num(np.asarray(picture).astype(np.float64), posinf=0.0, neginf=0.0)
+        top = float(values.max(initial=0.0))
         if picture.mode == "F":
-            top = max(1.0, float(values.max(initial=0.0)))
-            values = values * (255 / top)
-        else:
+            values = values * (255 / max(1.0, top))
+        elif picture.mode != "I" or top > 255:  # 32-bit files hold 8-bit values too
             values = values / 257  # 65535 -> 255
         return Image.fromarray(values.round().clip(0, 255).astype(np.uint8), "L").convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:

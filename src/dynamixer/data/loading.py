@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dynamixer.data.decode import BadImage
 from dynamixer.data.preprocess import Augmentation, Preprocessing, collate
 from dynamixer.data.sources import Source
 
@@ -23,10 +24,10 @@ class Key(NamedTuple):
 
 
 def holdout(labels: np.ndarray, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the pictures to train on and of those held out: `share` of each class, always the same ones for a seed."""
+    """Numbers of the pictures to train on and of those held out: `share` of each class (at least one of two), by seed."""
     generator = np.random.default_rng([seed, 0x401D])
     held = [
-        generator.permutation(members)[: round(share * len(members))]
+        generator.permutation(members)[: max(round(share * len(members)), int(share > 0 and len(members) > 1))]
         for members in (np.flatnonzero(labels == label) for label in np.unique(labels))
     ]
     out = np.sort(np.concatenate(held)).astype(np.int64)
@@ -95,6 +96,15 @@ class EvaluationPictures(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         index = int(self.indices[position])
         return self.transform(self.source.picture(index)), int(self.source.labels[index])
+
+
+def batches(loader: DataLoader[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pictures and labels of each batch; a bad picture found by a worker is reported as in the main process."""
+    try:
+        for batch, labels in loader:
+            yield batch, torch.as_tensor(labels)
+    except BadImage as error:  # a worker's error comes back as its traceback, with the sentence at the end
+        raise BadImage(str(error).rstrip().split("BadImage: ")[-1]) from None
 
 
 def training_loader(

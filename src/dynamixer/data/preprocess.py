@@ -12,6 +12,16 @@ from torchvision import transforms
 from dynamixer.errors import UserError
 
 CROPS = ("rrc", "pad", "none")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+MAX_SIDE = 8192
+
+
+def native_size(model: nn.Module) -> tuple[int, int]:
+    """The picture size, (height, width) in pixels, that a model was built for."""
+    if isinstance(size := getattr(model, "img_size", None), tuple):
+        return size[0], size[1]
+    cfg: dict[str, Any] = model.default_cfg  # type: ignore[assignment]
+    return cfg["input_size"][1], cfg["input_size"][2]
 
 
 @dataclass(frozen=True)
@@ -27,12 +37,28 @@ class Preprocessing:
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Refuse what no picture can be brought to.
+
+        Raises:
+            UserError: which value, and what it may be.
+        """
+        if not all(type(side) is int and 0 < side <= MAX_SIDE for side in self.size):
+            raise UserError(f"size {self.size} is not a height and a width between 1 and {MAX_SIDE} pixels.")
+        numbers = (*self.mean, *self.std, self.crop_pct)
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(isinstance(n, int | float) for n in numbers):
+            raise UserError(f"mean {self.mean} and std {self.std} need a number for each of three channels.")
+        if min(self.std) <= 0 or not 0 < self.crop_pct <= 1:
+            raise UserError(f"std {self.std} has to be above 0, and crop_pct {self.crop_pct} above 0 and at most 1.")
+        if self.interpolation not in INTERPOLATIONS:
+            raise UserError(f"unknown interpolation {self.interpolation!r}: it is one of {', '.join(INTERPOLATIONS)}.")
+
     @classmethod
     def of(cls, model: nn.Module) -> "Preprocessing":
         """The model's own, from its default_cfg."""
         cfg: dict[str, Any] = model.default_cfg  # type: ignore[assignment]
         return cls(
-            size=(cfg["input_size"][1], cfg["input_size"][2]),
+            size=native_size(model),
             mean=tuple(cfg["mean"]),
             std=tuple(cfg["std"]),
             interpolation=cfg["interpolation"],

@@ -3,6 +3,7 @@
 Every source is map-style: a length, labels, and a picture for each number.
 """
 
+import contextlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -120,9 +121,13 @@ class ParquetSource(Source):
         self.image = table.column(image)
         self.is_struct = pa.types.is_struct(self.image.type)
         values = table.column(label)
+        if values.null_count:
+            raise UserError(f"{name} has {values.null_count} pictures without a label.")
         if pa.types.is_integer(values.type):
-            labels = values.to_numpy()
+            labels = values.to_numpy().astype(np.int64)
             names = names or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
+        elif not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+            raise UserError(f"{name} has labels of type {values.type}: whole numbers or words are needed.")
         else:
             texts = values.to_pylist()
             names = sorted(set(texts))
@@ -195,7 +200,8 @@ def _open_folder(root: Path) -> Splits:
     found: dict[str, Source] = {}
     for split, names in SPLITS.items():
         files = sorted(p for p in root.glob("*.parquet") if p.stem.split("-")[0].lower() in names)
-        folders = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in names]
+        folders = [p for p in sorted(root.iterdir()) if p.name.lower() in names and p.is_dir()]
+        folders = [p for p in folders if any(inner.is_dir() for inner in p.iterdir())]  # else a class of that name
         if files:
             found[split] = ParquetSource(files)
         elif folders:
@@ -216,15 +222,23 @@ def _columns(schema: pa.Schema, name: str) -> tuple[str, str, list[str] | None]:
     features: dict[str, Any] = {}
     metadata = (schema.metadata or {}).get(b"huggingface")
     if metadata:
-        features = json.loads(metadata).get("info", {}).get("features", {})
-    images = [k for k, f in features.items() if isinstance(f, dict) and f.get("_type") == "Image"]
-    labels = [k for k, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"]
+        with contextlib.suppress(ValueError, AttributeError, TypeError):  # without it the types of the columns tell
+            features = dict(json.loads(metadata)["info"]["features"])
     by_type = {field.name: field.type for field in schema}
-    images = images or [k for k, t in by_type.items() if pa.types.is_struct(t) or pa.types.is_binary(t)]
+    features = {k: f for k, f in features.items() if isinstance(f, dict) and k in by_type}
+    images = [k for k, f in features.items() if f.get("_type") == "Image"] or list(by_type)
+    images = [k for k in images if _holds_bytes(by_type[k])]
+    labels = [k for k, f in features.items() if f.get("_type") == "ClassLabel"]
     labels = labels or [k for k in by_type if k in ("label", "labels", "class", "fine_label", "target")]
     if not images or not labels:
         raise UserError(
             f"{name} has columns {', '.join(by_type)}; an image column (struct of bytes and path) and a label column are needed."
         )
     names = features.get(labels[0], {}).get("names")
-    return images[0], labels[0], names
+    return images[0], labels[0], [str(n) for n in names] if isinstance(names, list) and names else None
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" for field in kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

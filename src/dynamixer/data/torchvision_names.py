@@ -9,10 +9,8 @@ from torchvision import datasets
 from dynamixer.errors import RunError
 from dynamixer.logs import log
 
-# Those with a train and a test part, labels for all pictures, and a download of their own.
-_BY_FLAG = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "QMNIST", "USPS")
-_BY_SPLIT = ("SVHN", "STL10", "GTSRB", "Food101", "Flowers102", "DTD", "FGVCAircraft", "StanfordCars", "OxfordIIITPet")
-NAMES = {name.lower(): name for name in (*_BY_FLAG, *_BY_SPLIT)}
+# Those with a train and a test part that hold pixels: files are our own decoder's business, as a folder or Parquet.
+NAMES = {name.lower(): name for name in ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "STL10")}
 
 
 def cache_folder() -> Path:
@@ -31,9 +29,7 @@ def load(name: str, split: str) -> tuple[Any, list[str], list[int]]:
     name = NAMES[name.lower()]
     made = getattr(datasets, name)
     root = cache_folder() / "torchvision"
-    which: dict[str, Any] = {"train": split == "train"} if name in _BY_FLAG else {"split": split}
-    if name == "OxfordIIITPet" and split == "train":
-        which["split"] = "trainval"
+    which: dict[str, Any] = {"split": split} if name == "STL10" else {"train": split == "train"}
     try:
         data = made(root, download=False, **which)
     except RuntimeError:  # torchvision's way to say that it is not there
@@ -44,7 +40,5 @@ def load(name: str, split: str) -> tuple[Any, list[str], list[int]]:
             raise RunError(
                 f"{name} could not be downloaded to {root}: {error}. A folder or a Parquet file can be given instead."
             ) from None
-    labels = next(getattr(data, key) for key in ("targets", "labels", "_labels") if hasattr(data, key))
-    labels = [int(label) for label in labels]
-    classes = getattr(data, "classes", None) or [str(i) for i in range(max(labels) + 1)]
-    return data, [str(c) for c in classes], labels
+    labels = [int(label) for label in (data.labels if name == "STL10" else data.targets)]
+    return data, [str(c) for c in data.classes], labels

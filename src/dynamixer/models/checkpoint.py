@@ -42,7 +42,8 @@ def create_model(name: str, **args: Any) -> nn.Module:
     Raises:
         UserError: an unknown name, or arguments that the model does not take.
     """
-    if not timm.is_model(name.split(".", maxsplit=1)[0]):
+    name = str(name)
+    if not timm.is_model(name):
         ours = timm.list_models(module="dynamixer")
         near = did_you_mean(name, ours)
         raise UserError(
@@ -50,7 +51,9 @@ def create_model(name: str, **args: Any) -> nn.Module:
         )
     try:
         model: nn.Module = timm.create_model(name, **args)
-    except TypeError as error:
+    except UserError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if "unexpected keyword" not in str(error):
             raise UserError(f"{name} cannot be built with {args}: {error}") from None
         wrong = str(error).split("'")[1]
@@ -154,11 +157,28 @@ def load(model: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint
 def _about(metadata: dict[str, str], path: Path) -> dict[str, Any]:
     if KEY not in metadata:
         raise UserError(f"{path} was not written by dynamixer: its header does not say which model it is of.")
+    forbidden = {
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "checkpoint_path",
+        "cache_dir",
+        "features_only",
+    }
     try:
         about: dict[str, Any] = json.loads(metadata[KEY])
         if about["format"] != FORMAT:
             raise UserError(f"{path} has format {about['format']}; this version reads {FORMAT}: update dynamixer.")
         about["preprocessing"] = Preprocessing.from_dict(about["preprocessing"])
+        args, classes = about["model_args"], about["classes"]
+        if not isinstance(args, dict) or forbidden.intersection(args):
+            raise UserError(f"{path} has model arguments that are not a model's options: {args}.")
+        if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+            raise UserError(f"{path} has no list of class names in its header.")
+        if args.get("num_classes") != len(classes):
+            raise UserError(f"{path} names {len(classes)} classes for a model of {args.get('num_classes')}.")
         return {key: about[key] for key in ("model", "model_args", "classes", "preprocessing", "trained")}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} has a damaged header: {error!r}.") from None

@@ -3,8 +3,11 @@
 from typing import NamedTuple
 
 import torch
+from timm.layers import to_2tuple
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from dynamixer.data.preprocess import native_size
 
 
 class Counts(NamedTuple):
@@ -19,9 +22,8 @@ def count(model: nn.Module, img_size: int | tuple[int, int] | None = None) -> Co
 
     Works on the meta device too, where nothing is computed.
     """
-    channels, *sides = model.default_cfg["input_size"]  # type: ignore[index]
-    if img_size is not None:
-        sides = [img_size, img_size] if isinstance(img_size, int) else list(img_size)
+    channels = getattr(model, "in_chans", 3)
+    sides = native_size(model) if img_size is None else to_2tuple(img_size)
     like = next(model.parameters())
     was_training = model.training
     model.eval()

@@ -86,10 +86,17 @@ class DynaMixer(nn.Module):
                 "depths, dims, segments and reduced need an entry for each stage; "
                 f"they have {len(depths)}, {len(dims)}, {len(segments)} and {len(reduced)}."
             )
+        if not depths or min([*depths, *dims, *segments, *reduced, patch_size, in_chans]) < 1 or num_classes < 0:
+            raise UserError(
+                "depths, dims, segments, reduced, patch_size and in_chans are 1 or more, num_classes 0 or more."
+            )
+        if not (0 <= drop_rate < 1 and 0 <= drop_path_rate < 1):
+            raise UserError(f"drop_rate={drop_rate} and drop_path_rate={drop_path_rate} are at least 0 and below 1.")
         if stem not in ("patch", "overlap"):
             raise UserError(f"unknown stem {stem!r}: it is 'patch' or 'overlap'.")
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.patch_size = patch_size
+        self.img_size: tuple[int, int] = to_2tuple(img_size)
         self.output_fmt = "NCHW"
 
         self.patch_embed = PatchConv(
@@ -182,6 +189,7 @@ class DynaMixer(nn.Module):
         halvings = [stage.downsample is not None for stage in self.stages]
         for stage, grid in zip(self.stages, self._grids(img_size, self.patch_size, halvings), strict=True):
             stage.set_grid(grid)
+        self.img_size = to_2tuple(img_size)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Pictures [B, in_chans, height, width] -> normalised feature maps [B, C, H, W]."""

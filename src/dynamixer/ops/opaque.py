@@ -34,6 +34,7 @@ def _plain(
 ) -> Tensor:
     from dynamixer.ops.batched import mixing_matrices  # noqa: PLC0415 - it imports this file
 
+    made = [w.to(x.dtype) for w in made]  # compiled under autocast, x comes in half precision
     count = 1 if kind == "static" else 4
     weights = KINDS[kind](*made[:count], x, x, *made[count:])  # the projection takes no part
     return mixing_matrices(x, weights, segments=segments, length=length, softmax=softmax, windowed=windowed)

@@ -1,6 +1,7 @@
 """What a training run depends on: one frozen dataclass, and `key=value` words that change it."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -11,9 +12,17 @@ import yaml
 
 from dynamixer.data.preprocess import Augmentation
 from dynamixer.errors import UserError, did_you_mean
+from dynamixer.evaluate import PRECISIONS
 
-PRECISIONS = ("fp32", "bf16")
 MODEL_PREFIX = "model."
+RESERVED = {
+    "num_classes": "the data says how many classes there are",
+    "in_chans": "pictures are read in colour",
+    "img_size": "size=... does that, for the pictures too",
+    "drop_path_rate": "drop_path=... does that",
+    "pretrained": "training starts from fresh weights",
+    "checkpoint_path": "training starts from fresh weights",
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,16 @@ class TrainConfig:
         Raises:
             UserError: which one, and what it may be.
         """
-        positive = ("epochs", "batch_size", "lr", *(("size",) if self.size is not None else ()))
+        for key, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{key}={value} has to be a finite number.")
+        positive = (
+            "epochs",
+            "batch_size",
+            "lr",
+            *(("clip_grad",) if self.clip_grad is not None else ()),
+            *(("size",) if self.size is not None else ()),
+        )
         for key in positive:
             if not getattr(self, key) > 0:
                 raise UserError(f"{key}={getattr(self, key)} has to be above 0.")
@@ -78,6 +96,11 @@ class TrainConfig:
         for key in ("workers", "warmup_epochs", "weight_decay", "min_lr", "seed"):
             if getattr(self, key) < 0:
                 raise UserError(f"{key}={getattr(self, key)} has to be at least 0.")
+        if self.seed >= 2**63:
+            raise UserError(f"seed={self.seed} has to be below 2**63.")
+        for key, instead in RESERVED.items():
+            if key in self.model_args:
+                raise UserError(f"model.{key} cannot be set: {instead}.")
         if any(size < 1 for size in self.sizes):
             raise UserError(f"sizes={list(self.sizes)} are picture sizes in pixels: above 0.")
         if self.precision not in PRECISIONS:

@@ -22,6 +22,7 @@ import dynamixer
 from dynamixer.data.loading import (
     EvaluationPictures,
     TrainingPictures,
+    batches,
     epoch_keys,
     evaluation_loader,
     holdout,
@@ -82,8 +83,20 @@ def train(config: TrainConfig, out: str | Path) -> Result:
     data = _prepare(config)
     torch.manual_seed(config.seed)
     args = _model_args(config, len(data.train.classes))
-    model = create_model(config.model, **args).to(device)
-    return _Run(config, run, device, data, model, args).go()
+    model = _build(config, args).to(device)
+    engine = _Run(config, run, device, data, model, args)
+    engine.check_sizes()
+    return engine.go()
+
+
+def _build(config: TrainConfig, args: dict[str, Any]) -> nn.Module:
+    try:
+        return create_model(config.model, **args)
+    except UserError as error:
+        if "'img_size'" not in str(error):
+            raise
+    del args["img_size"]  # convolutional networks take any size without being told
+    return create_model(config.model, **args)
 
 
 def _prepare(config: TrainConfig) -> _Data:
@@ -108,7 +121,7 @@ def _model_args(config: TrainConfig, classes: int) -> dict[str, Any]:
         args["img_size"] = config.size
     if config.drop_path:
         args["drop_path_rate"] = config.drop_path
-    if config.sizes and config.model.startswith("dynamixer_") and "windows" not in args:
+    if config.sizes and timm.models.is_model_in_modules(config.model, ["dynamixer"]) and "windows" not in args:
         log("mixed sizes: longer lines resample their matrix instead of windows (model.windows=false)")
         args["windows"] = False
     return args
@@ -152,6 +165,20 @@ class _Run:
         self.rows: list[dict[str, Any]] = []
         self.times: list[dict[str, Any]] = []
 
+    def check_sizes(self) -> None:
+        """Run one black picture of each size through the model, before anything is written.
+
+        Raises:
+            UserError: the model does not take such pictures.
+        """
+        self.model.eval()
+        for size in {*self.sizes, self.preprocessing.size}:
+            try:
+                with torch.no_grad():
+                    self.model(torch.zeros(1, 3, *size, device=self.device))
+            except (AssertionError, RuntimeError, ValueError) as error:
+                raise UserError(f"{self.config.model} does not take pictures of {size[0]}x{size[1]}: {error}") from None
+
     def _keys(self, epoch: int) -> list[list[Any]]:
         c = self.config
         return epoch_keys(self.data.train_indices, seed=c.seed, epoch=epoch, batch_size=c.batch_size, sizes=self.sizes)
@@ -159,8 +186,6 @@ class _Run:
     def go(self) -> Result:
         start = time.perf_counter()
         config = self.config
-        write_text(self.run / "config.yaml", config.to_yaml())
-        write_text(self.run / "environment.json", json.dumps(_environment(self.device), indent=2) + "\n")
         val_images = 0 if self.data.val is None else len(self._val_pictures())
         log(
             f"{config.model}, {self.parameters:,} parameters, {len(self.data.train.classes)} classes; "
@@ -196,8 +221,8 @@ class _Run:
         loader = training_loader(self.pictures, keys, config.workers)
         total, correct, seen = 0.0, 0, 0
         with progress(f"epoch {epoch + 1}/{config.epochs}", sum(map(len, keys))) as meter:
-            for step, (batch, target) in enumerate(loader):
-                pictures, labels = batch.to(self.device), torch.as_tensor(target).to(self.device)
+            for step, (batch, target) in enumerate(batches(loader)):
+                pictures, labels = batch.to(self.device), target.to(self.device)
                 self.scheduler.step_update(epoch * len(keys) + step)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                     logits = model(pictures)
@@ -254,6 +279,9 @@ class _Run:
             "seed": self.config.seed,
             "held_out": metrics.summary() if metrics else None,
         }
+        if epoch == 0:  # a run that fails before leaves no folder behind
+            write_text(self.run / "config.yaml", self.config.to_yaml())
+            write_text(self.run / "environment.json", json.dumps(_environment(self.device), indent=2) + "\n")
         for name in ["last.safetensors", *(["best.safetensors"] if is_best else [])]:
             save_checkpoint(
                 self.run / name,
@@ -270,7 +298,7 @@ class _Run:
 
     def _picture(self, name: str, figure: Any) -> None:
         with whole_file(self.run / name) as temporary:
-            figure.savefig(temporary)
+            figure.savefig(temporary, format="png")
 
     def _say(self, row: dict[str, Any]) -> None:
         held = f"  held out {row['val_top1']:.2f} % (loss {row['val_loss']:.3f})" if "val_top1" in row else ""
