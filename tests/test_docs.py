@@ -12,6 +12,7 @@ import timm
 import yaml
 
 import dynamixer
+import dynamixer.cli
 from dynamixer.models.variants import VARIANTS
 
 ROOT = Path(__file__).parents[1]

@@ -266,18 +266,12 @@ def test_torch_compile_with_inductor_gives_the_same_values_and_gradients():
 @pytest.mark.timeout(1200)
 def test_torch_compile_with_inductor_serves_all_sizes_from_one_graph():
     torch.compiler.reset()
-    model = small().train()
+    model = small()
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
-    for n, height, width in [(2, 40, 24), (3, 33, 31), (4, 64, 50), (5, 32, 32)]:
-        x = pictures(n, height, width)
-        grads = []
-        for run in (model, compiled):
-            model.zero_grad()
-            y = run(x)
-            y.square().mean().backward()
-            grads.append([y.detach(), *(p.grad.clone() for p in model.parameters())])
-        for a, b in zip(*grads, strict=True):
-            assert error(b, a) < 1e-4
+    with torch.no_grad():
+        for n, height, width in [(2, 40, 24), (3, 33, 31), (4, 64, 50), (5, 32, 32)]:
+            x = pictures(n, height, width)
+            assert error(compiled(x), model(x)) < 1e-4
 
 
 @pytest.mark.parametrize("options", [{}, {"softmax": False, "static": True}, {"shared": True}], ids=str)

@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import dynamixer
+from dynamixer.data import Preprocessing, decode
+from dynamixer.models.checkpoint import save_checkpoint
+from dynamixer.predict import find_pictures
+from helpers import sharpen
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "pictures"
+ARGS = {"num_classes": 3}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    made = sharpen(timm.create_model("dynamixer_nano", **ARGS)).eval()
+    path = tmp_path_factory.mktemp("predict") / "x.safetensors"
+    about = {"name": "dynamixer_nano", "args": ARGS, "classes": ("a", "b", "c"), "trained": {}}
+    save_checkpoint(path, made, preprocessing=Preprocessing.of(made), **about)
+    return path
+
+
+def test_probabilities_are_the_models_whatever_the_batch(model):
+    files = sorted(EXAMPLES.glob("*.png"))
+    checkpoint = dynamixer.load(model)
+    batch = torch.stack([checkpoint.preprocessing(decode(f)) for f in files])
+    with torch.inference_mode():
+        expected = checkpoint.model(batch).softmax(1)
+    for size in (1, 3, 32):
+        found = dynamixer.predict([EXAMPLES], model, batch_size=size, device="cpu", top=3)
+        assert [r.path for r in found.results] == [str(f) for f in files]
+        for result, row in zip(found.results, expected, strict=True):
+            got = {guess.label: guess.probability for guess in result.top}
+            assert torch.allclose(torch.tensor([got[c] for c in "abc"]), row, atol=1e-5)
+            assert result.top[0].label == "abc"[int(row.argmax())]
+
+
+def test_bad_pictures_stand_under_errors_and_the_order_stays(model, tmp_path):
+    (tmp_path / "b.png").write_bytes(b"")
+    for name in ("a.png", "c.png"):
+        Image.new("RGB", (40, 40)).save(tmp_path / name)
+    found = dynamixer.predict([tmp_path, tmp_path / "gone.png"], model, device="cpu")
+    assert [Path(r.path).name for r in found.results] == ["a.png", "c.png"]
+    assert len(found.errors) == 2
+    assert "b.png is empty" in found.errors[0]
+    assert "gone.png does not exist" in found.errors[1]
+    assert found.to_dict()["results"][0]["top"][0]["label"] in "abc"
+
+
+def test_folders_are_searched_through(tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "in" / "z.PNG")
+    (tmp_path / "notes.txt").write_text("x")
+    assert find_pictures([tmp_path]) == [tmp_path / "in" / "z.PNG"]
+
+
+def test_what_cannot_be_predicted_is_refused(model, tmp_path):
+    with pytest.raises(dynamixer.UserError, match="has no pictures"):
+        dynamixer.predict([tmp_path], model)
+    with pytest.raises(dynamixer.UserError, match="no pictures were given"):
+        dynamixer.predict([], model)
+    with pytest.raises(dynamixer.UserError, match="above 0"):
+        dynamixer.predict([EXAMPLES], model, top=0)
+    with pytest.raises(dynamixer.UserError, match=r"end in .png"):
+        dynamixer.predict([EXAMPLES], model, sheet=tmp_path)
