@@ -133,7 +133,7 @@ def evaluate(model: str, data: str, as_json: bool, **options: Any) -> None:
     result = run(model, data, **options)
     text = (
         f"top-1 {result['top1']:.2f} %   top-5 {result['top5']:.2f} %   loss {result['loss']:.4f}   "
-        f"{result['images']:,} pictures, {result['split']} split of {data}"
+        f"{result['images']:,} pictures, {'all' if result['split'] == 'all' else result['split'] + ' split'} of {data}"
     )
     _print(as_json, result, text)
 

@@ -44,6 +44,7 @@ def test_class_folders(tmp_path, capsys):
     (tmp_path / "cat" / "notes.txt").write_text("x")
     save(tmp_path / "dog" / "deeper" / "more.JPG")
     source = open_data(tmp_path).train
+    assert open_data(tmp_path).for_evaluation()[0] == "all"
     assert source.classes == ("cat", "dog")
     assert source.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert source.picture(1).getpixel((0, 0)) == (0, 20, 7)

@@ -62,9 +62,11 @@ class Splits:
     test: Source | None = None
 
     def for_evaluation(self, split: str | None = None) -> tuple[str, Source]:
-        """The named split, or the first that there is of test, val and train."""
+        """The named split, or the first that there is of test, val and train; data without splits is "all" of it."""
         if split is not None and split not in SPLITS:
             raise UserError(f"unknown split {split!r}: {did_you_mean(split, SPLITS)}")
+        if split is None and self.train is not None and self.val is None and self.test is None:
+            return "all", self.train
         for name in [split] if split else ["test", "val", "train"]:
             source: Source | None = getattr(self, name)
             if source is not None:

@@ -43,8 +43,8 @@ class DynaMixer(nn.Module):
         row, column, channel: branches of the block.
         reweight: weigh the branches by content (the paper), or sum them.
         shared: one operator for rows and columns; needs a square grid.
-        windows: on lines longer than the native ones, average the matrices of overlapping windows (best for a model
-            trained at one size), or with False resample one matrix (best after training with mixed sizes).
+        windows: on lines longer than the native ones, average the matrices of overlapping windows; with False resample one
+            matrix, as `set_input_size` does, which measured worse (docs/adr/0003-any-size.md).
 
     Raises:
         UserError: a combination of options that has no meaning, in one sentence.

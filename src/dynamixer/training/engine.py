@@ -121,9 +121,6 @@ def _model_args(config: TrainConfig, classes: int) -> dict[str, Any]:
         args["img_size"] = config.size
     if config.drop_path:
         args["drop_path_rate"] = config.drop_path
-    if config.sizes and timm.models.is_model_in_modules(config.model, ["dynamixer"]) and "windows" not in args:
-        log("mixed sizes: longer lines resample their matrix instead of windows (model.windows=false)")
-        args["windows"] = False
     return args
 
 
