@@ -182,7 +182,9 @@ def test_classes_that_do_not_match_are_refused(run, tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_the_run_with_its_exit_code(number, code, tmp_path):
-    process = start("train", *SMALL, "epochs=500", "--out", tmp_path / "run")
+    # A suite that was itself started in the background hands SIGINT down as ignored.
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = start("train", *SMALL, "epochs=500", "--out", tmp_path / "run", **heard)
     deadline = time.monotonic() + 100
     while not (tmp_path / "run" / "metrics.csv").exists():
         assert time.monotonic() < deadline
