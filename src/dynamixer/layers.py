@@ -22,7 +22,7 @@ GENERATORS: tuple[Generator, ...] = ("dynamic", "static", "dense")
 
 @dataclass(frozen=True)
 class Mixing:
-    """How a block mixes: the paper's choices by default, its ablations and two options of ours as fields."""
+    """How a block mixes: the paper's choices by default, its ablations and options of ours as fields."""
 
     generator: Generator = "dynamic"
     softmax: bool = True

@@ -1,4 +1,4 @@
-"""`mixing_matrices` as one opaque operator, for torch.export and torch.compile with lengths that are symbols.
+"""`mixing_matrices` as one opaque operator, for torch.export of symbolic lengths and torch.compile off the native one.
 
 The number of windows depends on the length in ways that the exporter cannot prove anything about and that take the compiler
 minutes. As one operator, whose result has the length's own shape, it needs no proof. A program exported with it needs
