@@ -9,6 +9,7 @@ import timm
 import torch
 from timm.models import create_feature_extractor, group_parameters
 from torch.export import Dim, export
+from torch.nn import functional as F
 
 import dynamixer
 from dynamixer.models.variants import VARIANTS
@@ -310,6 +311,27 @@ def test_set_input_size_keeps_the_resampled_function_and_trains_on(options):
     assert all(p.grad is not None for p in model.parameters())
     with pytest.raises(dynamixer.UserError, match="not a picture size"):
         model.set_input_size((0, 32))
+
+
+ENLARGED = [((24, 24), (32, 32)), ((24, 48), (32, 64)), ((40, 24), (54, 32)), ((16, 100), (32, 200)), ((48, 33), (48, 33))]
+
+
+@pytest.mark.parametrize(("size", "scaled"), ENLARGED, ids=str)
+def test_enlarging_lets_no_line_have_fewer_tokens_than_native_and_leaves_larger_pictures_alone(size, scaled):
+    model, plain, x = nano(enlarge=True), nano(), pictures(2, *size)
+    resized = x if size == scaled else F.interpolate(x, scaled, mode="bicubic")
+    assert torch.equal(model(x), plain(resized))
+    assert size == scaled or error(plain(x), model(x)) > 0.01
+    maps, expected = (m.forward_intermediates(y, intermediates_only=True) for m, y in ((model, x), (plain, resized)))
+    assert torch.equal(maps[-1], expected[-1])
+
+
+def test_enlarging_is_exported_with_the_sizes_symbolic():
+    model = nano(enlarge=True, depths=(1, 1), dims=(16, 32), segments=(2, 4))
+    dynamic = {0: Dim("batch", min=1, max=64), 2: Dim("height", min=8, max=128), 3: Dim("width", min=8, max=128)}
+    program = export(model, (pictures(3, 40, 48),), dynamic_shapes=(dynamic,)).module()
+    for size, _ in ENLARGED:
+        assert error(program(pictures(2, *size)), model(pictures(2, *size))) < 1e-5
 
 
 def test_a_token_made_of_padding_alone_never_takes_part():

@@ -15,11 +15,13 @@ from timm.models import (
     register_model,
 )
 from timm.models._features import feature_take_indices
-from torch import Tensor, nn
+from torch import Tensor, nn, sym_max
+from torch.nn import functional as F
 
 from dynamixer.errors import UserError
 from dynamixer.layers import AxisMixer, Generator, MixerLayer, Mixing, PatchConv, Stage
 from dynamixer.models.variants import VARIANTS
+from dynamixer.ops.resample import same_length
 
 __all__ = ["DynaMixer"]
 
@@ -45,6 +47,9 @@ class DynaMixer(nn.Module):
         shared: one operator for rows and columns; needs a square grid.
         windows: on lines longer than the native ones, average the matrices of overlapping windows; with False resample one
             matrix, as `set_input_size` does, which measured worse (docs/adr/0003-any-size.md).
+        enlarge: scale pictures that are smaller than the native size up to it first (bicubic, shape kept), so that a line never
+            has fewer tokens than it was trained with: as accurate as at the native size, at its cost. Feature maps are then
+            those of the enlarged picture.
 
     Raises:
         UserError: a combination of options that has no meaning, in one sentence.
@@ -71,6 +76,7 @@ class DynaMixer(nn.Module):
         reweight: bool = True,
         shared: bool = False,
         windows: bool = True,
+        enlarge: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
@@ -94,8 +100,10 @@ class DynaMixer(nn.Module):
             raise UserError(f"drop_rate={drop_rate} and drop_path_rate={drop_path_rate} are at least 0 and below 1.")
         if stem not in ("patch", "overlap"):
             raise UserError(f"unknown stem {stem!r}: it is 'patch' or 'overlap'.")
+        if not isinstance(enlarge, bool):
+            raise UserError(f"enlarge={enlarge!r} has to be true or false.")
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
-        self.patch_size = patch_size
+        self.patch_size, self.enlarge = patch_size, enlarge
         self.img_size: tuple[int, int] = to_2tuple(img_size)
         self.output_fmt = "NCHW"
 
@@ -191,9 +199,19 @@ class DynaMixer(nn.Module):
             stage.set_grid(grid)
         self.img_size = to_2tuple(img_size)
 
+    def _tokens(self, x: Tensor) -> Tensor:
+        if not self.enlarge:
+            return self.patch_embed(x)
+        (height, width), (native_h, native_w) = x.shape[-2:], self.img_size
+        scaled_h, scaled_w = -(-height * native_w // width), -(-width * native_h // height)  # as the other side would ask
+        size = (sym_max(sym_max(height, native_h), scaled_h), sym_max(sym_max(width, native_w), scaled_w))
+        if not (same_length(size[0], height) and same_length(size[1], width)):  # to its own size it changes nothing
+            x = F.interpolate(x, size, mode="bicubic", align_corners=False)
+        return self.patch_embed(x)
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Pictures [B, in_chans, height, width] -> normalised feature maps [B, C, H, W]."""
-        x = self.patch_embed(x)
+        x = self._tokens(x)
         for stage in self.stages:
             x = stage(x)
         return self.norm(x).permute(0, 3, 1, 2)
@@ -230,7 +248,7 @@ class DynaMixer(nn.Module):
             raise UserError(f"unknown output_fmt {output_fmt!r}: it is 'NCHW' or 'NHWC'.")
         take, last = feature_take_indices(len(self.stages), indices)
         maps = []
-        x = self.patch_embed(x)
+        x = self._tokens(x)
         for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
             x = stage(x)
             if i in take:
