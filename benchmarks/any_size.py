@@ -5,8 +5,8 @@
 Merges into benchmarks/results/any_size.json and writes the table in docs/adr/0003-any-size.md. The runs are trained by
 `dynamixer train --data imagenette128/train.parquet size=64 model.patch_size=8 epochs=24 batch_size=64 lr=2e-3
 warmup_epochs=2 crop=rrc scale=0.35 holdout=0 precision=bf16`, those with mixed sizes with `sizes=[48,64,80,96]` or
-`sizes=[32,40,48,64,80,96]`, `model.windows=false` where the title says resampled, and `model.enlarge=true precision=fp32` where it
-says enlarged.
+`sizes=[32,40,48,64,80,96]`, `model.windows=false` where the title says resampled, and `model.enlarge=true precision=fp32`
+where it says enlarged.
 Evaluated is last.safetensors: nothing is chosen on these pictures.
 """
 

@@ -122,7 +122,7 @@ def test_models_lists_sizes():
     assert "dynamixer_m" not in stdout
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["predict"], ["models"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["predict"], ["models"], ["data"], ["data", "verify"]])
 def test_every_command_explains_itself(command):
     code, stdout, _ = call(*command, "--help")
     assert code == 0
@@ -130,6 +130,38 @@ def test_every_command_explains_itself(command):
     if command == ["train"]:
         assert "fashion_nano" in stdout
         assert "label_smoothing=0.1" in stdout
+
+
+def test_data_verify_finds_what_is_wrong(tmp_path):
+    for split, seed in (("train", 0), ("test", 2)):
+        for i, name in enumerate(("cat", "dog")):
+            (tmp_path / "flowers" / split / name).mkdir(parents=True)
+            Image.new("RGB", (9, 9), (seed + i, 0, 0)).save(tmp_path / "flowers" / split / name / "a.png")
+    code, stdout, _ = call("data", "verify", "flowers", cwd=tmp_path)
+    assert code == 0
+    assert stdout == "4 pictures: 0 errors, 0 notes\nmanifest: flowers-manifest.jsonl\n"
+    assert len((tmp_path / "flowers-manifest.jsonl").read_text().splitlines()) == 4
+
+    train = tmp_path / "flowers" / "train" / "cat"
+    Image.new("CMYK", (9, 9)).save(train / "ink.jpg")
+    Image.effect_noise((99, 99), 50).save(train / "noise.png")
+    (train / "cut.png").write_bytes((train / "noise.png").read_bytes()[:3000])
+    (train / "empty.png").touch()
+    (train / "page.png").write_text("<html>")
+    (train / "named.jpg").write_bytes((train / "a.png").read_bytes())
+    (tmp_path / "flowers" / "test" / "dog" / "leak.png").write_bytes((train / "noise.png").read_bytes())
+    code, stdout, _ = call("data", "verify", "flowers", "--json", "--out", "m.jsonl", "--workers", "1", cwd=tmp_path)
+    found = json.loads(stdout)
+    assert code == 1
+    assert found["findings"] == {
+        "cmyk": 1, "duplicate": 1, "empty": 1, "in-two-splits": 1, "not-a-picture": 1, "truncated": 1, "wrong-suffix": 1,
+    }  # fmt: skip
+    assert (found["pictures"], found["errors"], found["notes"], found["manifest"]) == (11, 4, 3, "m.jsonl")
+    assert found["examples"]["in-two-splits"] == ["flowers/test/dog/leak.png"]
+    code, stdout, _ = call("data", "verify", "flowers", cwd=tmp_path)
+    assert code == 1
+    assert "error truncated             1  " in stdout
+    assert "flowers/train/cat/cut.png\n" in stdout
 
 
 def test_the_version_is_the_packages():
@@ -150,6 +182,9 @@ def test_the_version_is_the_packages():
         (["predict", "x.png"], "give --model RUN"),
         (["predict", "x.png", "--model", str(ROOT / "README.md")], "not a whole safetensors file"),
         (["predict"], "Missing argument"),
+        (["data", "verify", "nowhere"], "no file or folder nowhere"),
+        (["data", "verify"], "Missing argument"),
+        (["data", "verfy"], "No such command 'verfy'"),
         (["models", "dynamixer_xx"], "no model matches"),
         (["trian"], "No such command 'trian'"),
         (["predict", "x.png", "--model", "y", "--sheet", "sheet.jpg"], "has to end in .png"),

@@ -48,7 +48,7 @@ ALLOWED = {
     "ops": set(),
     "layers": {"ops", "errors"},
     "models": {"layers", "ops", "errors", "files", "data.preprocess"},
-    "data": {"errors", "logs"},
+    "data": {"errors", "logs", "files", "progress"},
 }
 
 

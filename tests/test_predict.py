@@ -21,7 +21,7 @@ def model(tmp_path_factory):
     made = sharpen(timm.create_model("dynamixer_nano", **ARGS)).eval()
     path = tmp_path_factory.mktemp("predict") / "x.safetensors"
     about = {"name": "dynamixer_nano", "args": ARGS, "classes": ("a", "b", "c"), "trained": {}}
-    save_checkpoint(path, made, preprocessing=Preprocessing.of(made), **about)
+    save_checkpoint(path, made.state_dict(), preprocessing=Preprocessing.of(made), **about)
     return path
 
 

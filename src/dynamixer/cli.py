@@ -43,16 +43,26 @@ def cli() -> None:
 
 def _train_help() -> str:
     from dynamixer.training import RECIPES, TrainConfig  # noqa: PLC0415 - torch takes seconds to import
+    from dynamixer.training.recipes import ABLATIONS  # noqa: PLC0415
 
     lines = ["\b", "Recipes:"]
     lines += [f"  {name:16} {(f.__doc__ or '').splitlines()[0].split(': `')[0]}" for name, f in RECIPES.items()]
+    lines += [
+        f"  {'ablate:ROW':16} imagenet_s with a row of the paper's ablations; ablate:ROW:RECIPE changes another recipe"
+    ]
+    lines += [
+        f"  {'':16} ROW is one of {', '.join(list(ABLATIONS)[:7])},",
+        f"  {'':16} {', '.join(list(ABLATIONS)[7:])}",
+    ]
     lines += ["", "\b", "Keys (recipes set some of them; shown are the defaults):"]
     for item in dataclasses.fields(TrainConfig):
         if item.name == "model_args":
             lines.append(f"  {'model.OPTION':36} {item.metadata['help'].split('; ')[1]}")
             continue
         default = "none" if item.default is None else item.default if item.default != () else "[]"
-        lines.append(f"  {f'{item.name}={default}':36} {item.metadata['help']}")
+        lines.append(
+            f"  {f'{item.name}={str(default).lower() if item.default is False else default}':36} {item.metadata['help']}"
+        )
     return "\n".join(lines)
 
 
@@ -66,53 +76,123 @@ class _TrainCommand(click.Command):
 
 @cli.command(cls=_TrainCommand)
 @click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...")
-@click.option("--data", metavar="D", help="Folder of class folders, Parquet file, or data set name.")
-@click.option("--out", metavar="RUN", type=click.Path(path_type=Path), help="Run folder, new or empty.")
+@click.option("--data", metavar="D", help="Folder of class folders, Parquet or tar files, or data set name.")
+@click.option("--out", metavar="RUN", type=click.Path(path_type=Path), help="Run folder: new, or one to go on with.")
+@click.option(
+    "--config", metavar="YAML", type=click.Path(path_type=Path), help="File of keys, such as RUN/config.yaml."
+)
+@click.option(
+    "--resume",
+    type=click.Choice(["auto", "never"]),
+    default="auto",
+    show_default=True,
+    help="Go on with the run in --out if its configuration is the same, or never.",
+)
+@click.option("--print-config", is_flag=True, help="Show every value and where it came from, and train nothing.")
 @json_option
-def train(words: tuple[str, ...], data: str | None, out: Path | None, as_json: bool) -> None:
-    """Train a model and leave a run folder with config, metrics, pictures and weights.
+def train(
+    words: tuple[str, ...],
+    data: str | None,
+    out: Path | None,
+    config: Path | None,
+    resume: str,
+    print_config: bool,
+    as_json: bool,
+) -> None:
+    """Train a model and leave a run folder with config, metrics, pictures, report, checkpoints and weights.
 
     \b
       dynamixer train                                      the demo recipe, fashion_nano
-      dynamixer train cifar10_nano --data train.parquet epochs=3 seed=1
+      dynamixer train cifar10_nano --data train.parquet epochs=3 seed=1 --out runs/cifar
+      dynamixer train cifar10_nano --data train.parquet epochs=3 seed=1 --out runs/cifar      again: goes on after a stop
       dynamixer train --data flowers/ model=dynamixer_tiny size=112 model.softmax=false
+      dynamixer train finetune weights=runs/cifar --data flowers/
+      torchrun --nproc-per-node 2 -m dynamixer train cifar10_nano --data train.parquet --out runs/two
 
     Without a recipe every key has the default shown below; `dynamixer train` alone runs fashion_nano.
 
-    --data takes a folder with one folder of pictures for each class (or with train/ and val/ folders of such), a Parquet
-    file in the Hugging Face image layout, fashion-mnist-mini, which ships, or a torchvision name, which is downloaded.
+    --data takes a folder with one folder of pictures for each class (or with train/ and val/ folders of such), Parquet
+    files in the Hugging Face image layout, WebDataset .tar shards, hf:NAME for a data set of the Hugging Face hub,
+    fashion-mnist-mini, which ships, or a torchvision name, which is downloaded.
     """
     from dynamixer import training  # noqa: PLC0415
-    from dynamixer.errors import UserError, did_you_mean  # noqa: PLC0415
-    from dynamixer.logs import log  # noqa: PLC0415
+    from dynamixer.errors import UserError  # noqa: PLC0415
+    from dynamixer.logs import log, quiet  # noqa: PLC0415
+    from dynamixer.training.resolve import resolve, show  # noqa: PLC0415
+    from dynamixer.training.world import is_main, launched  # noqa: PLC0415
 
     recipe, *words_left = words if words and "=" not in words[0] else ("", *words)
-    if recipe and recipe not in training.RECIPES:
-        raise UserError(f"unknown recipe {recipe!r}: {did_you_mean(recipe, training.RECIPES)}")
-    if not words and data is None:
+    if not words and data is None and config is None:
         recipe = "fashion_nano"
-    log(f"recipe: {recipe or 'none, the defaults of every key'}")
-    config = training.RECIPES[recipe]() if recipe else training.TrainConfig()
-    if data is not None:
-        config = dataclasses.replace(config, data=data)
-    config = config.with_words(words_left)
+    resolved, origins = resolve(recipe, file=config, data=data, words=words_left)
+    if print_config:
+        values = {key: {"value": value, "from": origins[key]} for key, value in resolved.to_dict().items()}
+        _print(as_json, values, show(resolved, origins))
+        return
     if out is None:
-        stem = Path(config.data).resolve().name if Path(config.data).exists() else config.data
-        out = Path("runs") / f"{config.model}-{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    result = training.train(config, out)
+        if launched():
+            raise UserError("several processes need one run folder: give --out RUN.")
+        stem = Path(resolved.data).resolve().name if Path(resolved.data).exists() else resolved.data.replace("/", "-")
+        out = Path("runs") / f"{resolved.model or 'finetuned'}-{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with quiet(not is_main()):
+        log(f"recipe: {recipe or 'none, the defaults of every key'}")
+        result = training.train(resolved, out, resume=resume)
+    if not is_main():
+        return
     summary = f"best epoch {result.best_epoch}" + (
         "" if result.top1 is None else f", {result.top1:.2f} % of held-out pictures"
     )
-    _print(
-        as_json,
-        result.to_dict(),
-        f"{summary}\nrun folder: {result.run}\npictures:   {', '.join(map(str, sorted(result.run.glob('*.png'))))}",
-    )
+    pictures = ", ".join(map(str, [*sorted(result.run.glob("*.png")), result.run / "report.html"]))
+    _print(as_json, result.to_dict(), f"{summary}\nrun folder: {result.run}\npictures:   {pictures}")
+
+
+@cli.group(epilog=EXIT_CODES)
+def data() -> None:
+    """Look after data sets.
+
+    \b
+      dynamixer data verify photos/        check every picture before hours are spent on training
+    """
+
+
+@data.command(epilog=EXIT_CODES.replace("0 done, 1", "0 done and no errors found, 1 errors were found or"))
+@click.argument("path")
+@click.option(
+    "--out",
+    metavar="JSONL",
+    type=click.Path(path_type=Path),
+    help="The manifest [default: <data name>-manifest.jsonl in this folder].",
+)
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that decode.")
+@json_option
+def verify(path: str, as_json: bool, **options: Any) -> None:
+    """Read and decode every picture of PATH and say what is wrong.
+
+    \b
+      dynamixer data verify photos/
+      dynamixer data verify 'shards/train-*.tar' --workers 8 --out train.jsonl
+      dynamixer data verify hf:owner/name --json
+
+    PATH is all that `dynamixer train --data` takes, or a folder in which pictures lie loose.
+
+    \b
+    Errors: unreadable, empty, not-a-picture, truncated, absurd-size, in-two-splits (train and test share a picture).
+    Notes:  duplicate, wrong-suffix, cmyk, 16-bit, palette, animated, exif-rotated, not-used (no picture by its name).
+
+    The manifest has a line of JSON for each picture: split, name, class, sha256, bytes, format, mode, width, height and
+    findings.
+    """
+    from dynamixer.data.verify import verify as run  # noqa: PLC0415
+
+    report = run(path, **options)
+    _print(as_json, report.to_dict(), report.to_text())
+    if report.errors:
+        sys.exit(FAILED)
 
 
 @cli.command(name="eval", epilog=EXIT_CODES)
 @click.argument("model")
-@click.option("--data", metavar="D", required=True, help="Folder, Parquet file, or data set name.")
+@click.option("--data", metavar="D", required=True, help="Folder, Parquet or tar files, or data set name.")
 @click.option("--split", metavar="SPLIT", help="train, val or test [default: the first there is of test, val, train].")
 @click.option("--size", type=click.IntRange(min=1), help="Picture size in pixels [default: the one trained at].")
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)

@@ -15,16 +15,21 @@ LINE_EVERY = 20.0  # seconds, where no bar can be shown
 class Meter:
     """Counts pictures and shows what is known of them."""
 
-    def __init__(self, title: str, total: int, bar: Progress | None):
+    def __init__(self, title: str, total: int, bar: Progress | None, done: int = 0):
         self.title, self.total, self.bar = title, total, bar
-        self.done, self.start = 0, time.perf_counter()
+        self.first, self.done, self.start = done, done, time.perf_counter()
         self.last_line = self.start
-        self.task = bar.add_task(title, total=total, note="") if bar else None
+        self.task = bar.add_task(title, total=total, completed=done, note="") if bar else None
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return max(1e-9, time.perf_counter() - self.start)
 
     @property
     def rate(self) -> float:
         """Pictures a second so far."""
-        return self.done / max(1e-9, time.perf_counter() - self.start)
+        return (self.done - self.first) / self.seconds
 
     def advance(self, pictures: int, **values: float) -> None:
         """Count `pictures` more, and show figures such as loss=1.23."""
@@ -40,10 +45,10 @@ class Meter:
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Meter]:
-    """Show how far a loop over `total` pictures is."""
+def progress(title: str, total: int, done: int = 0) -> Iterator[Meter]:
+    """Show how far a loop over `total` pictures is, of which `done` were behind it at the start."""
     if not is_live():
-        yield Meter(title, total, None)
+        yield Meter(title, total, None, done)
         return
     columns: list[Any] = [
         SpinnerColumn(),
@@ -52,4 +57,4 @@ def progress(title: str, total: int) -> Iterator[Meter]:
         TextColumn("{task.fields[note]}"),
     ]
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        yield Meter(title, total, bar)
+        yield Meter(title, total, bar, done)

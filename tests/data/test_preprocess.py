@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import timm
@@ -51,3 +53,17 @@ def test_erasing_and_policies_are_timms():
 def test_an_unknown_crop_is_refused():
     with pytest.raises(dynamixer.UserError, match="rrc, pad, none"):
         Augmentation(crop="center")
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "original", "augmix-m3-w3", "v0"])
+def test_no_policy_of_timm_asks_pillow_for_what_it_refuses(policy):
+    transform = Augmentation(auto_augment=policy).transform(Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3), (16, 16))
+    steps = [
+        s for p in transform.transforms for s in [*getattr(p, "ops", []), *itertools.chain(*getattr(p, "policy", []))]
+    ]
+    picture = Image.new("RGB", (8, 8), (200, 100, 50))
+    posterizing = [step for step in steps if "osterize" in step.aug_fn.__name__]
+    assert posterizing
+    for step in posterizing:
+        assert max(step.aug_fn(picture, 0).getpixel((0, 0))) == 128  # the highest bit is kept
+        assert step.aug_fn(picture, 8) == picture

@@ -1,3 +1,4 @@
+import io
 import json
 
 import numpy as np
@@ -158,6 +159,8 @@ def test_torchvision_names_read_the_cache(tmp_path, monkeypatch):
     assert splits.train.picture(1).mode == "RGB"
     assert splits.train.classes[1] == "Trouser"
     assert splits.train.title(1) == "fashionmnist train 1"
+    assert splits.train.encoded(1) is None
+    assert splits.train.picture(1, at_least=(7, 7)).size == (28, 28)
 
 
 def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch):
@@ -203,6 +206,55 @@ def test_parquet_without_the_columns_names_those_it_has(tmp_path):
     )
     with pytest.raises(UserError, match="has no pictures"):
         open_data(tmp_path / "y.parquet")
+
+
+def test_the_encoded_bytes_are_those_of_the_file(tmp_path):
+    folder(tmp_path / "a")
+    assert open_data(tmp_path / "a").train.encoded(4) == (tmp_path / "a" / "dog" / "1.png").read_bytes()
+    picture = Image.open(io.BytesIO(open_data(parquet(tmp_path / "x.parquet")).train.encoded(2)))
+    assert picture.getpixel((0, 0)) == (120, 5, 5)
+
+
+def test_a_picture_may_be_asked_for_smaller(tmp_path):
+    for name in ("cat", "dog"):
+        save(tmp_path / name / "a.jpg", size=(96, 64))
+    source = open_data(tmp_path).train
+    assert source.picture(0).size == (96, 64)
+    assert source.picture(0, (30, 30)).size == source.picture(0, at_least=(32, 48)).size == (48, 32)
+
+
+def test_a_pattern_of_parquet_files(tmp_path):
+    for i in range(3):
+        parquet(tmp_path / f"train-{i}.parquet")
+    parquet(tmp_path / "val-0.parquet")
+    pattern = str(tmp_path / "train-*.parquet")
+    source = open_data(pattern).train
+    assert len(source) == 9
+    assert source.title(8) == f"{pattern} row 8"
+    (tmp_path / "train-9.txt").touch()
+    with pytest.raises(UserError, match=r"train-9.txt is not a data set"):
+        open_data(str(tmp_path / "train-*"))
+    with pytest.raises(UserError, match="no file matches"):
+        open_data(str(tmp_path / "test-*.parquet"))
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(tmp_path):
+    assert len(open_data(folder(tmp_path / "a[1]*")).train) == 6
+
+
+@pytest.mark.parametrize("name", ["pipe:cat x.tar", "https://example.org/x.tar", "s3://bucket/train.parquet"])
+def test_commands_and_addresses_are_refused(name):
+    with pytest.raises(UserError, match="is a command or an address, and data is read from files only"):
+        open_data(name)
+
+
+def test_links_that_lead_nowhere_are_left_out(tmp_path, capsys):
+    folder(tmp_path)
+    (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    source = open_data(tmp_path).train
+    assert len(source) == 6
+    assert source.unused == [tmp_path / "cat" / "gone.png"]
+    assert "left out 1 files" in capsys.readouterr().err
 
 
 def test_a_bad_picture_is_named(tmp_path):

@@ -19,7 +19,7 @@ def saved(tmp_path):
     model = sharpen(create_model("dynamixer_nano", **ARGS)).eval()
     path = tmp_path / "run" / "best.safetensors"
     about = {"name": "dynamixer_nano", "args": ARGS, "classes": ("a", "b", "c"), "trained": {"epoch": 4}}
-    save_checkpoint(path, model, preprocessing=Preprocessing.of(model).at((40, 24)), **about)
+    save_checkpoint(path, model.state_dict(), preprocessing=Preprocessing.of(model).at((40, 24)), **about)
     return model, path
 
 
@@ -47,7 +47,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(saved, tmp_path):
         model.head.bias[0] = float("nan")
     with pytest.raises(RunError, match=r"head.bias is not finite"):
         save_checkpoint(
-            path, model, name="dynamixer_nano", args=ARGS, classes=("a", "b", "c"),
+            path, model.state_dict(), name="dynamixer_nano", args=ARGS, classes=("a", "b", "c"),
             preprocessing=Preprocessing.of(model), trained={},
         )  # fmt: skip
     assert path.read_bytes() == before

@@ -313,7 +313,13 @@ def test_set_input_size_keeps_the_resampled_function_and_trains_on(options):
         model.set_input_size((0, 32))
 
 
-ENLARGED = [((24, 24), (32, 32)), ((24, 48), (32, 64)), ((40, 24), (54, 32)), ((16, 100), (32, 200)), ((48, 33), (48, 33))]
+ENLARGED = [
+    ((24, 24), (32, 32)),
+    ((24, 48), (32, 64)),
+    ((40, 24), (54, 32)),
+    ((16, 100), (32, 200)),
+    ((48, 33), (48, 33)),
+]
 
 
 @pytest.mark.parametrize(("size", "scaled"), ENLARGED, ids=str)

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import yaml
 
-from dynamixer import RECIPES, TrainConfig, UserError
+from dynamixer import TrainConfig, UserError
 
 
 def test_words_change_keys_by_their_type():
@@ -34,7 +34,7 @@ def test_words_change_keys_by_their_type():
     ("word", "sentence"),
     [
         ("epoch=3", "unknown key 'epoch': did you mean 'epochs'"),
-        ("model_args={}", "unknown key 'model_args'"),
+        ("model_args=3", "unknown key 'model_args'"),
         ("epochs=three", "epochs=three is not a whole number"),
         ("epochs=1.5", "not a whole number"),
         ("lr=fast", "lr=fast is not a number"),
@@ -53,9 +53,18 @@ def test_words_change_keys_by_their_type():
         ("hflip=2", "between 0 and 1"),
         ("scale=0", "share of the picture"),
         ("workers=-1", "at least 0"),
-        ("precision=fp8", "fp32 or bf16"),
+        ("precision=fp8", "one of fp32, bf16, fp16, fp64"),
         ("crop=center", "unknown crop"),
-        ("warmup_epochs=10", "leaves nothing of 10 epochs"),
+        ("warmup_epochs=10", "leave nothing of 10 epochs"),
+        ("cooldown_epochs=9", "leave nothing of 10 epochs"),
+        ("accumulate=3", "batch_size=128 cannot be cut into accumulate=3"),
+        ("ema=1", "ema=1.0 is a decay"),
+        ("layer_decay=1.5", "layer_decay=1.5 is a factor"),
+        ("compile=maybe", "compile=maybe is not true or false"),
+        ("parallel=fsdp", "unknown parallel 'fsdp': it is one of ddp, fsdp2"),
+        ("on_bad_image=ignore", "one of stop, skip"),
+        ("repeats=0", "repeats=0 has to be above 0"),
+        ("distill=2", "distill=2.0 is a share"),
     ],
 )
 def test_a_mistake_is_one_sentence(word, sentence):
@@ -63,15 +72,22 @@ def test_a_mistake_is_one_sentence(word, sentence):
         TrainConfig().with_words([word])
 
 
-def test_recipes_are_frozen_documented_and_survive_yaml():
-    for name, recipe in RECIPES.items():
-        config = recipe()
-        assert recipe.__name__ == name
-        assert f"dynamixer train {name}" in recipe.__doc__
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            config.epochs = 3
-        back = TrainConfig(**(values := yaml.safe_load(config.to_yaml())) | {"sizes": tuple(values["sizes"])})
-        assert back == config
+def test_yaml_brings_every_configuration_back():
+    config = TrainConfig(sizes=(48, 64), model_args={"softmax": False}, ema=0.99)
+    assert TrainConfig().with_values(yaml.safe_load(config.to_yaml())) == config
+    assert TrainConfig().with_values({"lr": "1e-3", "epochs": 3.0}).epochs == 3  # as YAML reads them
+
+
+def test_of_a_key_that_comes_twice_the_later_word_counts():
+    assert TrainConfig().with_words(["epochs=3", "model.a=1", "epochs=4", "model.a=2"]).epochs == 4
+
+
+def test_differences_name_what_changes_the_result_only():
+    config = TrainConfig(workers=4, device="cpu", track="none", checkpoint_every=7)
+    assert config.differences(TrainConfig()) == []
+    assert config.differences(TrainConfig(lr=3.0)) == ["lr (0.001 here, 3.0 there)"]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.epochs = 3
 
 
 def test_every_key_has_help():

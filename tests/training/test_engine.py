@@ -1,8 +1,11 @@
 """Short real runs on the embedded pictures."""
 
 import csv
+import dataclasses
 import json
+import math
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -12,7 +15,8 @@ from PIL import Image
 
 import dynamixer
 from dynamixer import RunError, TrainConfig, UserError
-from dynamixer.training import engine
+from dynamixer.training import engine, folder
+from dynamixer.training.checkpoint import damage
 
 TINY = {"model_args": {"patch_size": 8, "depths": (1, 1), "dims": (16, 32), "segments": (2, 4)}, "lr": 5e-3}
 
@@ -31,7 +35,8 @@ def run(tmp_path_factory):
 def test_the_run_folder_has_all_that_is_promised(run):
     names = {p.name for p in run.run.iterdir()}
     assert names == {
-        "config.yaml", "environment.json", "metrics.csv", "timing.csv", "curves.png", "confusion.png",
+        "config.yaml", "environment.json", "metrics.csv", "timing.csv", "report.html", "checkpoints", "tensorboard",
+        "curves.png", "confusion.png", "confused.png", "confused_pairs.png", "calibration.png",
         "best.safetensors", "last.safetensors",
     }  # fmt: skip
     written = yaml.safe_load((run.run / "config.yaml").read_text())
@@ -43,8 +48,12 @@ def test_the_run_folder_has_all_that_is_promised(run):
     best = max(rows, key=lambda row: float(row["val_top1"]))
     assert run.top1 == float(best["val_top1"])
     assert run.top1 > 15  # chance is 10
-    for name in ("curves.png", "confusion.png"):
-        assert np.asarray(Image.open(run.run / name).convert("L")).std() > 10  # something is drawn
+    for path in run.run.glob("*.png"):
+        assert np.asarray(Image.open(path).convert("L")).std() > 10  # something is drawn
+    report = (run.run / "report.html").read_text()
+    assert f"{run.top1:.2f}" in report
+    assert report.count("data:image/png;base64,") == 5
+    assert 'src="http' not in report
 
 
 def test_a_checkpoint_is_all_that_evaluation_needs(run):
@@ -131,20 +140,219 @@ def test_models_of_timm_train_at_their_own_or_another_size(tmp_path):
 
 def test_a_run_folder_in_use_is_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="not an empty folder"):
+    with pytest.raises(UserError, match="neither a run nor an empty folder"):
         dynamixer.train(config(), tmp_path)
-    with pytest.raises(UserError, match="not an empty folder"):
+    with pytest.raises(UserError, match="neither a run nor an empty folder"):
         dynamixer.train(config(), tmp_path / "notes.txt")
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(tmp_path):
-    with pytest.raises(RunError, match=r"the loss became nan in epoch 1, step \d"):
-        dynamixer.train(config(lr=1e30, clip_grad=None, warmup_epochs=0.0), tmp_path / "run")
+def test_another_configuration_in_the_same_folder_is_refused_with_what_differs(run):
+    before = {p: p.stat().st_mtime_ns for p in run.run.rglob("*")}
+    with pytest.raises(UserError, match=r"another configuration: epochs \(3 here, 2 there\), seed \(1 here, 0 there\)"):
+        dynamixer.train(config(epochs=3, seed=1), run.run)
+    with pytest.raises(UserError, match="--resume never forbids"):
+        dynamixer.train(config(), run.run, resume="never")
+    again = dynamixer.train(config(workers=1, checkpoint_every=5, track="none"), run.run)
+    assert (again.top1, again.best_epoch, again.data_wait) == (run.top1, run.best_epoch, None)
+    assert {p: p.stat().st_mtime_ns for p in run.run.rglob("*")} == before
+
+
+def weights_of(path):
+    return dynamixer.load(path).model.state_dict()
+
+
+class Poison:
+    """Puts what is not finite into chosen steps, and looks at the run before and after each."""
+
+    def __init__(self, monkeypatch, steps, where):
+        self.steps, self.where, self.before, self.changed = steps, where, None, []
+        real = engine._Run._step
+
+        def step(run, number, loader, meter):
+            before = self.picture_of(run)
+            if number in steps:
+                loader = map(self.spoil, loader) if where != "gradient" else loader
+                if where == "gradient":
+                    hook = next(iter(run.model.parameters())).register_hook(lambda g: g * math.inf)
+            real(run, number, loader, meter)
+            if number in steps and where == "gradient":
+                hook.remove()
+            after = self.picture_of(run)
+            self.changed.append(
+                any(not torch.equal(before[key], after[key]) for key in before) or set(before) != set(after)
+            )
+
+        monkeypatch.setattr(engine._Run, "_step", step)
+
+    def spoil(self, batch):
+        batch.pictures[0, 0, 0, 0] = math.nan if self.where == "input" else 3e38
+        return batch
+
+    @staticmethod
+    def picture_of(run):
+        tensors, _ = engine.optimizer_state.take(run.optimizer)
+        return {key: value.clone() for key, value in (run._tensors() | tensors).items()}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("where", ["input", "loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path, monkeypatch, where, precision):
+    poison = Poison(monkeypatch, {1, 4}, where)
+    options = {"ema": 0.9, "model": "test_resnet", "model_args": {}, "size": 32}  # a model with running means
+    result = dynamixer.train(config(**options, precision=precision, limit_train=192, holdout=0.0), tmp_path / "run")
+    assert result.steps == 6
+    assert result.skipped == 2
+    assert poison.changed == [True, False, True, True, False, True]
+    rows = list(csv.DictReader((tmp_path / "run/metrics.csv").read_text().splitlines()))
+    assert [row["skipped"] for row in rows] == ["1", "2"]
+    assert all(math.isfinite(float(row["train_loss"])) for row in rows)
+
+
+def test_ten_such_steps_in_a_row_stop_the_run_with_the_last_finite_checkpoint(tmp_path, monkeypatch):
+    Poison(monkeypatch, set(range(3, 99)), "loss")
+    with pytest.raises(RunError, match=r"10 steps in a row, up to step 13, .* a smaller lr may help"):
+        dynamixer.train(config(epochs=9, batch_size=64, limit_train=192, holdout=0.0), tmp_path / "run")
+    assert all(value.isfinite().all() for value in weights_of(tmp_path / "run").values())
+    assert [damage(path) for path in (tmp_path / "run/checkpoints").glob("step-*")] == [None, None]
+
+
+def test_fp16_looks_for_its_scale_and_counts_that_apart(tmp_path, monkeypatch):
+    poison = Poison(monkeypatch, {1, 4}, "gradient")
+    result = dynamixer.train(config(precision="fp16", limit_train=192, holdout=0.0), tmp_path / "run")
+    rows = list(csv.DictReader((tmp_path / "run/metrics.csv").read_text().splitlines()))
+    assert [row["scaler_skips"] for row in rows] == ["1", "2"]
+    assert (result.skipped, result.steps) == (0, 6)
+    assert poison.changed == [True, False, True, True, False, True]
+
+
+def test_accumulated_parts_give_the_step_of_the_whole_batch(tmp_path):
+    runs = [
+        dynamixer.train(config(accumulate=n, precision="fp64", holdout=0.0, epochs=1), tmp_path / str(n))
+        for n in (1, 4)
+    ]
+    a, b = (weights_of(r.run / "last.safetensors") for r in runs)
+    assert max(float((a[key] - b[key]).abs().max()) for key in a) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mixup": 0.8, "cutmix": 1.0},
+        {"repeats": 3},
+        {"ema": 0.9},
+        {"grad_checkpointing": True},
+        {"opt": "lamb"},
+        {"opt": "sgd", "precision": "bf16"},
+        {"layer_decay": 0.7},
+        {"random_erasing": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1"},
+    ],
+    ids=str,
+)
+def test_options_train_and_resume(tmp_path, options, monkeypatch):
+    """Each is stopped in the middle of its epoch, and goes on to the bits of the run that was not."""
+    whole = dynamixer.train(config(**options, holdout=0.0, epochs=1), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        real = engine._Run._step
+
+        def stop(run, number, loader, meter):
+            real(run, number, loader, meter)
+            if number == 1:
+                run.stopping.asked = signal.SIGTERM
+
+        patch.setattr(engine._Run, "_step", stop)
+        with pytest.raises(SystemExit) as left:
+            dynamixer.train(config(**options, holdout=0.0, epochs=1), tmp_path / "stopped")
+        assert left.value.code == 143
+    dynamixer.train(config(**options, holdout=0.0, epochs=1), tmp_path / "stopped")
+    for name in ("last.safetensors", "metrics.csv"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (whole.run / name).read_bytes(), name
+
+
+def test_a_teacher_is_listened_to(tmp_path, run):
+    options = {"teacher": str(run.run), "distill": 1.0, "label_smoothing": 0.0, "holdout": 0.0, "temperature": 2.0}
+    result = dynamixer.train(config(**options), tmp_path / "student")
+    losses = [float(r["train_loss"]) for r in csv.DictReader((result.run / "metrics.csv").read_text().splitlines())]
+    assert losses[1] < losses[0] < 1  # the divergence from a soft teacher, far below the cross-entropy of about 2
+    with pytest.raises(UserError, match="knows other classes than the data"):
+        dynamixer.train(config(teacher=str(run.run), data=str(two_classes(tmp_path))), tmp_path / "other")
+
+
+def two_classes(tmp_path, broken=()):
+    root = tmp_path / "pictures"
+    for name, colour in (("cat", 40), ("dog", 200)):
+        (root / name).mkdir(parents=True)
+        for i in range(12):
+            Image.new("RGB", (20, 20), (colour, i * 9, 9)).save(root / name / f"{i}.png")
+    for name in broken:
+        (root / name).write_bytes(b"broken")
+    return root
+
+
+def test_finetuning_takes_trained_weights_to_other_classes_and_another_size(tmp_path, run):
+    recipe = dynamixer.RECIPES["finetune"]()
+    tuned = dataclasses.replace(
+        recipe, weights=str(run.run), data=str(two_classes(tmp_path)), size=48, epochs=1, lr=1e-9, min_lr=0.0, batch_size=8,
+        drop_path=0.0, device="cpu",
+    )  # fmt: skip
+    result = dynamixer.train(tuned, tmp_path / "tuned")
+    made = dynamixer.load(result.run)
+    assert made.classes == ("cat", "dog")
+    assert made.preprocessing.size == (48, 48)
+    before = dynamixer.load(run.run)
+    x = torch.randn(2, 3, 48, 48)
+    before.model.set_input_size((48, 48))
+    with torch.no_grad():
+        a, b = (c.model.forward_features(x) for c in (made, before))
+    assert (a - b).abs().max() < 1e-4 * b.abs().max()  # the learning rate is next to nothing
+    with pytest.raises(UserError, match=r"weights=.* are of dynamixer_nano, and model=dynamixer_s is another"):
+        dynamixer.train(dataclasses.replace(tuned, model="dynamixer_s"), tmp_path / "other")
+    with pytest.raises(UserError, match=r"bring their options along: leave model\.softmax out"):
+        dynamixer.train(dataclasses.replace(tuned, model_args={"softmax": False}), tmp_path / "other")
+
+
+def test_bad_pictures_are_skipped_counted_and_named_once_if_asked(tmp_path, capsys):
+    data = two_classes(tmp_path, broken=["cat/1.png", "dog/3.png"])
+    options = {
+        "data": str(data),
+        "limit_train": None,
+        "batch_size": 8,
+        "on_bad_image": "skip",
+        "holdout": 0.0,
+        "epochs": 3,
+    }
+    result = dynamixer.train(config(**options), tmp_path / "run")
+    assert result.bad_images == 2
+    said = capsys.readouterr().err
+    assert [said.count(f"trained without it: {data}/{name}") for name in ("cat/1.png", "dog/3.png")] == [1, 1]
+    rows = list(csv.DictReader((result.run / "metrics.csv").read_text().splitlines()))
+    assert rows[-1]["bad_images"] == "2"
+    held = dynamixer.train(config(**options | {"holdout": 0.5, "epochs": 1}), tmp_path / "held")
+    said = capsys.readouterr().err
+    assert said.count("without it: ") == 2
+    assert held.top1 is not None
+
+
+def test_patience_ends_a_run_that_gets_no_better(tmp_path):
+    result = dynamixer.train(config(lr=1e-12, min_lr=0.0, epochs=9, patience=2, limit_train=64), tmp_path / "run")
+    rows = (tmp_path / "run/metrics.csv").read_text().splitlines()
+    assert len(rows) == 1 + result.best_epoch + 2
+    assert (
+        dynamixer.train(config(lr=1e-12, min_lr=0.0, epochs=9, patience=2, limit_train=64), tmp_path / "run").steps
+        == result.steps
+    )
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(600)
+def test_a_compiled_run_comes_to_the_same(tmp_path):
+    runs = [dynamixer.train(config(compile=c, holdout=0.0, epochs=1), tmp_path / str(c)) for c in (False, True)]
+    a, b = (weights_of(r.run / "last.safetensors") for r in runs)
+    assert max(float((a[key] - b[key]).abs().max()) for key in a) < 1e-3
 
 
 def test_a_failed_save_keeps_the_epochs_before(tmp_path, monkeypatch):
-    real, calls = engine.save_checkpoint, []
+    real, calls = folder.save_checkpoint, []
 
     def save(*args, **options):
         calls.append(args)
@@ -152,7 +360,9 @@ def test_a_failed_save_keeps_the_epochs_before(tmp_path, monkeypatch):
             raise RunError("there is no space left on the disk")
         real(*args, **options)
 
-    monkeypatch.setattr(engine, "save_checkpoint", save)
+    monkeypatch.setattr(folder, "save_checkpoint", save)
     with pytest.raises(RunError, match="no space left"):
         dynamixer.train(config(), tmp_path / "run")
     assert dynamixer.load(tmp_path / "run").trained["epoch"] == 1
+    monkeypatch.undo()
+    assert dynamixer.train(config(), tmp_path / "run").best_epoch in (1, 2)

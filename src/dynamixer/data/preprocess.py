@@ -1,11 +1,12 @@
 """From a decoded picture to the tensor that a model reads: for evaluation here, for training with augmentation."""
 
+import itertools
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from PIL import Image
 from timm.data import create_transform, str_to_interp_mode
+from timm.data.auto_augment import posterize
 from torch import Tensor, nn
 from torchvision import transforms
 
@@ -122,13 +123,23 @@ class Augmentation:
                 f"auto_augment={self.auto_augment} is not a policy of timm, such as rand-m9-mstd0.5-inc1."
             ) from None
         if self.crop != "rrc":
-            resize = transforms.Resize(size, str_to_interp_mode(preprocessing.interpolation))
             crop = [transforms.RandomCrop(size, padding=max(size) // 8)] if self.crop == "pad" else []
-            composed.transforms[0:1] = [resize, *crop]
+            composed.transforms[0:1] = [lambda picture: self.resized(picture, preprocessing, size), *crop]
         return composed
 
+    @property
+    def whole_batch(self) -> bool:
+        """Whether it is a resize, and then only crops and flips, which a whole batch can take at once."""
+        return self.crop != "rrc" and not (self.auto_augment or self.color_jitter or self.random_erasing)
+
+    def resized(self, picture: Image.Image, preprocessing: Preprocessing, size: tuple[int, int]) -> Image.Image:
+        """The picture at a size in pixels, (height, width): where "pad" and "none" start."""
+        resize = transforms.Resize(size, str_to_interp_mode(preprocessing.interpolation))
+        resized: Image.Image = resize(picture)
+        return resized
+
     def _timm_transform(self, preprocessing: Preprocessing, size: tuple[int, int]) -> transforms.Compose:
-        return create_transform(
+        composed: transforms.Compose = create_transform(
             input_size=(len(preprocessing.mean), *size),
             is_training=True,
             scale=(self.scale, 1.0),
@@ -141,8 +152,14 @@ class Augmentation:
             re_prob=self.random_erasing,
             re_mode="pixel",
         )
+        for policy in composed.transforms:
+            for step in [*getattr(policy, "ops", []), *itertools.chain(*getattr(policy, "policy", []))]:
+                if step.aug_fn is posterize:
+                    step.aug_fn = _posterize
+        return composed
 
 
-def collate(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    """Pictures [B, 3, height, width] and labels [B] of a batch."""
-    return torch.stack([picture for picture, _ in samples]), torch.tensor([label for _, label in samples])
+def _posterize(picture: Image.Image, bits: int, **options: Any) -> Image.Image:
+    """timm's, which may ask for 0 bits: Pillow 13 refuses that, and it would leave a black picture."""
+    posterized: Image.Image = posterize(picture, max(1, bits), **options)
+    return posterized

@@ -1,77 +1,29 @@
-"""Labelled pictures by number, from class folders, Parquet files, torchvision's data sets, or the set that ships.
-
-Every source is map-style: a length, labels, and a picture for each number.
-"""
+"""Labelled pictures by number, from class folders, Parquet files, tar shards, data sets by name, or the set that ships."""
 
 import contextlib
+import glob
 import json
-from abc import ABC, abstractmethod
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dynamixer.data.decode import SUFFIXES, BadImage, decode
+from dynamixer.data.base import LABEL_COLUMNS, SPLITS, Source, Splits, read_labels
+from dynamixer.data.decode import SUFFIXES, BadImage, read_file
+from dynamixer.data.hub import PREFIX, open_hub
+from dynamixer.data.tar import COMPRESSED_ENDINGS, open_tars
 from dynamixer.data.torchvision_names import NAMES as TORCHVISION_NAMES
 from dynamixer.data.torchvision_names import load as load_torchvision
 from dynamixer.errors import UserError, did_you_mean
 from dynamixer.logs import log
 
+__all__ = ["EMBEDDED", "FolderSource", "ParquetSource", "Source", "Splits", "TorchvisionSource", "open_data"]
+
 EMBEDDED = "fashion-mnist-mini"
-SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
-
-
-class Source(ABC):
-    """Labelled pictures: `len(source)`, `source.labels`, `source.picture(i)`."""
-
-    def __init__(self, name: str, classes: Sequence[str], labels: Sequence[int]):
-        self.name, self.classes = name, tuple(classes)
-        self.labels = np.asarray(labels, dtype=np.int64)
-        if not len(self.labels):
-            raise UserError(f"{name} has no pictures.")
-        if len(self.classes) < 2:
-            raise UserError(f"{name} has one class only ({self.classes[0]}): telling apart needs two or more.")
-        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
-            raise UserError(
-                f"{name} has labels from {self.labels.min()} to {self.labels.max()}, and {len(self.classes)} classes."
-            )
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @abstractmethod
-    def picture(self, index: int) -> Image.Image:
-        """The picture with this number, upright 8-bit RGB. Raises BadImage with its name."""
-
-    @abstractmethod
-    def title(self, index: int) -> str:
-        """What to call the picture with this number."""
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The parts of one data set; a source without named parts is all `train`."""
-
-    train: Source | None = None
-    val: Source | None = None
-    test: Source | None = None
-
-    def for_evaluation(self, split: str | None = None) -> tuple[str, Source]:
-        """The named split, or the first that there is of test, val and train; data without splits is "all" of it."""
-        if split is not None and split not in SPLITS:
-            raise UserError(f"unknown split {split!r}: {did_you_mean(split, SPLITS)}")
-        if split is None and self.train is not None and self.val is None and self.test is None:
-            return "all", self.train
-        for name in [split] if split else ["test", "val", "train"]:
-            source: Source | None = getattr(self, name)
-            if source is not None:
-                return name, source
-        raise UserError(f"this data has no {split} split; it has {', '.join(s for s in SPLITS if getattr(self, s))}.")
 
 
 class FolderSource(Source):
@@ -81,13 +33,12 @@ class FolderSource(Source):
         self.root = root
         folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
         self.paths: list[Path] = []
+        self.unused: list[Path] = []
         labels: list[int] = []
         classes: list[str] = []
-        others: list[Path] = []
         for folder in folders:
-            files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-            pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
-            others += [p for p in files if p.suffix.lower() not in SUFFIXES]
+            pictures, others = files_in(folder)
+            self.unused += others
             if pictures:
                 labels += [len(classes)] * len(pictures)
                 classes.append(folder.name)
@@ -96,13 +47,13 @@ class FolderSource(Source):
             loose = any(p.suffix.lower() in SUFFIXES for p in root.iterdir())
             hint = " (the pictures lie loose; put each class into a folder of its own)" if loose else ""
             raise UserError(f"{root} has no class folders with pictures{hint}.")
-        if others:
-            log(f"left out {len(others)} files that are not pictures, the first is {others[0]}")
+        if self.unused:
+            log(f"left out {len(self.unused)} files that are not pictures, the first is {self.unused[0]}")
         super().__init__(str(root), classes, labels)
 
-    def picture(self, index: int) -> Image.Image:
-        """The file's picture."""
-        return decode(self.paths[index])
+    def encoded(self, index: int) -> bytes:
+        """The file's bytes."""
+        return read_file(self.paths[index], name=self.title(index))
 
     def title(self, index: int) -> str:
         """The file's path."""
@@ -122,27 +73,16 @@ class ParquetSource(Source):
             raise UserError(f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
         self.image = table.column(image)
         self.is_struct = pa.types.is_struct(self.image.type)
-        values = table.column(label)
-        if values.null_count:
-            raise UserError(f"{name} has {values.null_count} pictures without a label.")
-        if pa.types.is_integer(values.type):
-            labels = values.to_numpy().astype(np.int64)
-            names = names or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
-        elif not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-            raise UserError(f"{name} has labels of type {values.type}: whole numbers or words are needed.")
-        else:
-            texts = values.to_pylist()
-            names = sorted(set(texts))
-            labels = np.searchsorted(names, texts)
+        labels, names = read_labels(table.column(label), names, name)
         super().__init__(name, names, labels)
 
-    def picture(self, index: int) -> Image.Image:
-        """The picture of a row."""
+    def encoded(self, index: int) -> bytes:
+        """The bytes in a row."""
         value = self.image[index]
-        encoded = value["bytes"].as_py() if self.is_struct else value.as_py()
+        encoded: bytes | None = value["bytes"].as_py() if self.is_struct else value.as_py()
         if encoded is None:
             raise BadImage(f"{self.title(index)} has no bytes: only pictures embedded in the file are read.")
-        return decode(encoded, name=self.title(index))
+        return encoded
 
     def title(self, index: int) -> str:
         """The file and the row, counted from 0."""
@@ -156,8 +96,11 @@ class TorchvisionSource(Source):
         self.data, classes, labels = load_torchvision(name, split)
         super().__init__(f"{name} {split}", classes, labels)
 
-    def picture(self, index: int) -> Image.Image:
-        """The picture that torchvision gives."""
+    def encoded(self, index: int) -> None:
+        """Nothing: torchvision holds pixels."""
+
+    def picture(self, index: int, at_least: tuple[int, int] | None = None) -> Image.Image:
+        """The picture that torchvision gives, whole."""
         picture: Image.Image = self.data[index][0]
         return picture.convert("RGB")
 
@@ -166,57 +109,100 @@ class TorchvisionSource(Source):
         return f"{self.name} {index}"
 
 
+def files_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The pictures, by their endings, in a folder and the folders in it, and what else lies there; hidden files do not count."""
+    pictures: list[Path] = []
+    others: list[Path] = []
+    for path in sorted(folder.rglob("*")):
+        if path.name.startswith("."):
+            continue
+        if path.is_file():
+            (pictures if path.suffix.lower() in SUFFIXES else others).append(path)
+        elif not path.is_dir():  # a link that leads nowhere
+            others.append(path)
+    return pictures, others
+
+
 def open_data(data: str | Path) -> Splits:
     """Open a data set by path or name.
 
     Args:
-        data: a folder of class folders; a folder with train / val / test folders of such, or with train*.parquet,
-            val*.parquet, test*.parquet files; a Parquet file; "fashion-mnist-mini", which ships; or a torchvision name such
-            as CIFAR10, which is downloaded.
+        data: a folder of class folders; a folder with train / val / test folders of such, or with train*, val* and test*
+            files, either Parquet or tar (WebDataset shards); a Parquet or tar file, or a pattern for several such as
+            "shards/train-*.tar"; "fashion-mnist-mini", which ships; a torchvision name such as CIFAR10, which is
+            downloaded; or "hf:owner/name" or "hf:owner/name@config", a data set of Hugging Face.
 
     Raises:
         UserError: nothing is there, or it holds no labelled pictures.
+        RunError: it could not be downloaded.
     """
-    path = Path(data)
+    path, name = Path(data), str(data)
+    if "pipe:" in name or "://" in name:
+        raise UserError(f"{name} is a command or an address, and data is read from files only: download it first.")
+    if name.startswith(PREFIX):
+        return open_hub(name)
     if path.is_file():
-        if path.suffix.lower() != ".parquet":
-            raise UserError(f"{path} is not a data set: give a folder of class folders, or a .parquet file.")
-        return Splits(train=ParquetSource([path]))
+        return Splits(train=_open_files([path], name))
     if path.is_dir():
         return _open_folder(path)
-    name = str(data)
+    if glob.has_magic(name):
+        files = sorted(Path(file) for file in glob.glob(name, recursive=True))
+        if not files:
+            raise UserError(f"no file matches {name}.")
+        return Splits(train=_open_files(files, name))
     if name == EMBEDDED:
         here = Path(__file__).parent / "fashion"
         return Splits(*(_embedded(here, split) for split in ("train", None, "test")))
     if name.lower() in TORCHVISION_NAMES:
         return Splits(train=TorchvisionSource(name, "train"), test=TorchvisionSource(name, "test"))
     known = [EMBEDDED, *TORCHVISION_NAMES.values()]
-    raise UserError(f"no file or folder {name}, and no data set of that name; {did_you_mean(name, known)}")
+    raise UserError(
+        f"no file or folder {name}, and no data set of that name (those of Hugging Face begin with {PREFIX}); "
+        f"{did_you_mean(name, known)}"
+    )
 
 
 def _embedded(folder: Path, split: str | None) -> Source | None:
     return ParquetSource([folder / f"{split}.parquet"], name=f"{EMBEDDED} {split}") if split else None
 
 
+def _open_files(files: list[Path], name: str) -> Source:
+    if all(file.suffix.lower() == ".parquet" for file in files):
+        return ParquetSource(files, name)
+    if all(file.name.lower().endswith((".tar", *COMPRESSED_ENDINGS)) for file in files):
+        return open_tars({"train": files}, name)["train"]
+    other = next(file for file in files if file.suffix.lower() not in (".parquet", ".tar"))
+    raise UserError(f"{other} is not a data set: give a folder of class folders, .parquet files or .tar shards.")
+
+
 def _open_folder(root: Path) -> Splits:
     found: dict[str, Source] = {}
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    parquet = sorted(root.glob("*.parquet"))
+    tars = [] if folders else sorted(root.glob("*.tar"))  # beside folders lies the archive that they were unpacked from
+    shards: dict[str, list[Path]] = {}
     for split, names in SPLITS.items():
-        files = sorted(p for p in root.glob("*.parquet") if p.stem.split("-")[0].lower() in names)
-        folders = [p for p in sorted(root.iterdir()) if p.name.lower() in names and p.is_dir()]
-        folders = [p for p in folders if any(inner.is_dir() for inner in p.iterdir())]  # else a class of that name
+        files = [p for p in parquet if _first_word(p) in names]
+        named = [p for p in folders if p.name.lower() in names]
+        named = [p for p in named if any(inner.is_dir() for inner in p.iterdir())]  # else a class of that name
         if files:
             found[split] = ParquetSource(files)
-        elif folders:
-            found[split] = FolderSource(folders[0])
-    if not found:
-        loose = sorted(root.glob("*.parquet"))
-        return Splits(train=ParquetSource(loose) if loose else FolderSource(root))
-    named = {source.classes for source in found.values()}
-    if len(named) > 1:
-        raise UserError(
-            f"the splits of {root} have different classes: {' / '.join(str(len(n)) for n in named)} of them."
-        )
-    return Splits(**found)
+        elif named:
+            found[split] = FolderSource(named[0])
+        elif archives := [p for p in tars if _first_word(p) in names]:
+            shards[split] = archives
+    if shards and not found:
+        found = open_tars(shards, str(root))
+    if found:
+        return Splits.of(found, str(root))
+    if parquet:
+        return Splits(train=ParquetSource(parquet))
+    return Splits(train=open_tars({"train": tars}, str(root))["train"] if tars else FolderSource(root))
+
+
+def _first_word(path: Path) -> str:
+    """The letters that a file name begins with: "train" of train-00001.tar."""
+    return re.split(r"[^a-z]", path.name.lower(), maxsplit=1)[0]
 
 
 def _columns(schema: pa.Schema, name: str) -> tuple[str, str, list[str] | None]:
@@ -231,7 +217,7 @@ def _columns(schema: pa.Schema, name: str) -> tuple[str, str, list[str] | None]:
     images = [k for k, f in features.items() if f.get("_type") == "Image"] or list(by_type)
     images = [k for k in images if _holds_bytes(by_type[k])]
     labels = [k for k, f in features.items() if f.get("_type") == "ClassLabel"]
-    labels = labels or [k for k in by_type if k in ("label", "labels", "class", "fine_label", "target")]
+    labels = labels or [k for k in by_type if k in LABEL_COLUMNS]
     if not images or not labels:
         raise UserError(
             f"{name} has columns {', '.join(by_type)}; an image column (struct of bytes and path) and a label column are needed."

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,7 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import dynamixer.models.dynamixer  # registers the models with timm
 from dynamixer.data.preprocess import Preprocessing
@@ -65,7 +66,7 @@ def create_model(name: str, **args: Any) -> nn.Module:
 
 def save_checkpoint(
     path: Path,
-    model: nn.Module,
+    weights: Mapping[str, Tensor],
     *,
     name: str,
     args: dict[str, Any],
@@ -78,7 +79,7 @@ def save_checkpoint(
     Raises:
         RunError: a weight is not finite, or the file cannot be written.
     """
-    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    weights = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     for key, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise RunError(f"{path} was not written: the weight {key} is not finite.")

@@ -203,8 +203,11 @@ class DynaMixer(nn.Module):
         if not self.enlarge:
             return self.patch_embed(x)
         (height, width), (native_h, native_w) = x.shape[-2:], self.img_size
-        scaled_h, scaled_w = -(-height * native_w // width), -(-width * native_h // height)  # as the other side would ask
-        size = (sym_max(sym_max(height, native_h), scaled_h), sym_max(sym_max(width, native_w), scaled_w))
+        scaled_h, scaled_w = (
+            -(-height * native_w // width),
+            -(-width * native_h // height),
+        )  # as the other side would ask
+        size: Any = (sym_max(sym_max(height, native_h), scaled_h), sym_max(sym_max(width, native_w), scaled_w))
         if not (same_length(size[0], height) and same_length(size[1], width)):  # to its own size it changes nothing
             x = F.interpolate(x, size, mode="bicubic", align_corners=False)
         return self.patch_embed(x)

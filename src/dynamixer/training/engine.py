@@ -1,325 +1,344 @@
-"""The training loop: timm's optimiser and schedule around any timm model, and the run folder it leaves."""
+"""The training loop: every step a function of the configuration and the step's number, so that a kill loses nothing.
 
-import csv
-import io
-import json
+Random numbers are seeded anew for each part of each step, pictures follow from (seed, epoch, index), and the learning rate
+from the step: weights, optimiser and a few counters are all the state there is (docs/adr/0006-training-engine.md).
+"""
+
+import contextlib
 import math
-import platform
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import timm
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from torch import nn
-from torch.nn import functional as F
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
 
-import dynamixer
 from dynamixer.data.loading import (
+    Batch,
     EvaluationPictures,
-    TrainingPictures,
-    batches,
-    epoch_keys,
     evaluation_loader,
-    holdout,
-    training_loader,
+    random_state,
 )
-from dynamixer.data.preprocess import Preprocessing
-from dynamixer.data.sources import Source, Splits, open_data
 from dynamixer.device import resolve_device
 from dynamixer.errors import RunError, UserError
-from dynamixer.evaluate import Metrics, measure
-from dynamixer.files import whole_file, write_text
+from dynamixer.evaluate import Metrics, Tally, tally
 from dynamixer.logs import log
-from dynamixer.models.checkpoint import create_model, save_checkpoint
-from dynamixer.plots import confusion_picture, curves_picture
-from dynamixer.progress import progress
+from dynamixer.progress import Meter, progress
+from dynamixer.training import optimizer_state, sharding
+from dynamixer.training.checkpoint import Checkpoints, state_of
 from dynamixer.training.config import TrainConfig
+from dynamixer.training.folder import RunFolder
+from dynamixer.training.objective import dtype_of, make_mixup, make_task
+from dynamixer.training.setup import Course, Data, Network, build_network, check_folder, check_sizes, prepare_data
+from dynamixer.training.state import Result, State
+from dynamixer.training.stopping import Stopping
+from dynamixer.training.trackers import check_trackers, open_trackers
+from dynamixer.training.world import World, world
+
+SKIPS_IN_A_ROW = 10
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run came to: accuracies in percent on the held-out pictures, of the epoch that was best there."""
-
-    run: Path
-    parameters: int
-    best_epoch: int
-    top1: float | None
-    top5: float | None
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return self.__dict__ | {"run": str(self.run)}
-
-
-@dataclass
-class _Data:
-    train: Source
-    train_indices: np.ndarray
-    val: Source | None
-    val_indices: np.ndarray | None
-
-
-def train(config: TrainConfig, out: str | Path) -> Result:
-    """Train a model and leave a run folder: config, metrics, pictures, best.safetensors and last.safetensors.
+def train(config: TrainConfig, out: str | Path, *, resume: str = "auto") -> Result:
+    """Train a model and leave a run folder: config, metrics, pictures, a report, checkpoints, best and last weights.
 
     Args:
         config: what to run; see `RECIPES` for starting points.
-        out: the run folder; new or empty.
+        out: the run folder. One that holds a run of the same configuration is resumed where its last checkpoint is.
+        resume: "auto", or "never" to refuse a folder that holds a run.
 
     Raises:
         UserError: a configuration, data set or folder that cannot work, before any training.
-        RunError: the loss is not finite, or a file could not be written.
+        RunError: ten steps in a row were not finite, or a file could not be written.
+        KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM, with a checkpoint written.
     """
     run = Path(out)
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UserError(f"{run} exists and is not an empty folder: give another --out, or remove it.")
-    device = resolve_device(config.device)
-    data = _prepare(config)
-    torch.manual_seed(config.seed)
-    args = _model_args(config, len(data.train.classes))
-    model = _build(config, args).to(device)
-    engine = _Run(config, run, device, data, model, args)
-    engine.check_sizes()
-    return engine.go()
-
-
-def _build(config: TrainConfig, args: dict[str, Any]) -> nn.Module:
-    try:
-        return create_model(config.model, **args)
-    except UserError as error:
-        if "'img_size'" not in str(error):
-            raise
-    del args["img_size"]  # convolutional networks take any size without being told
-    return create_model(config.model, **args)
-
-
-def _prepare(config: TrainConfig) -> _Data:
-    splits: Splits = open_data(config.data)
-    if splits.train is None:
-        raise UserError(f"{config.data} has no training split.")
-    indices = np.arange(len(splits.train))
-    val, val_indices = splits.val, None
-    if val is None and config.holdout:
-        indices, val_indices = holdout(splits.train.labels, config.holdout)
-        val = splits.train if len(val_indices) else None
-    if config.limit_train is not None:
-        indices = np.sort(np.random.default_rng(config.seed).permutation(indices)[: config.limit_train])
-    if not len(indices):
-        raise UserError(f"holdout={config.holdout} leaves no training pictures of {len(splits.train)}.")
-    return _Data(splits.train, indices, val, val_indices)
-
-
-def _model_args(config: TrainConfig, classes: int) -> dict[str, Any]:
-    args: dict[str, Any] = {"num_classes": classes, **config.model_args}
-    if config.size is not None:
-        args["img_size"] = config.size
-    if config.drop_path:
-        args["drop_path_rate"] = config.drop_path
-    return args
+    if resume not in ("auto", "never"):
+        raise UserError(f"unknown resume {resume!r}: it is auto or never.")
+    check_trackers(config.track)
+    with (
+        world(resolve_device(config.device), needed=config.parallel == "fsdp2") as members,
+        random_state(config.seed),
+        Stopping() as stopping,
+    ):
+        check_folder(run, config, resume)
+        members.gather(None)  # no process writes before all have looked
+        data = prepare_data(config)
+        torch.manual_seed(config.seed)
+        network = build_network(config, len(data.train.classes))
+        network.model.to(members.device, dtype_of(config))
+        check_sizes(network, config, members.device)
+        engine = _Run(config, run, members, data, network, stopping)
+        return engine.go()
 
 
 class _Run:
-    """One training run, epoch by epoch."""
+    """One training run on one of its processes."""
 
     def __init__(
-        self,
-        config: TrainConfig,
-        run: Path,
-        device: torch.device,
-        data: _Data,
-        model: nn.Module,
-        args: dict[str, Any],
+        self, config: TrainConfig, run: Path, members: World, data: Data, network: Network, stopping: Stopping
     ):
-        self.config, self.run, self.device, self.data = config, run, device, data
-        self.model, self.args = model, args
-        self.preprocessing = Preprocessing.of(model)
-        if config.size is not None:
-            self.preprocessing = self.preprocessing.at(config.size)
-        self.sizes = [(size, size) for size in config.sizes] or [self.preprocessing.size]
-        self.parameters = sum(p.numel() for p in model.parameters())
-        self.pictures = TrainingPictures(data.train, self.preprocessing, config.augmentation(), config.seed)
-        steps = len(self._keys(0))
-        try:
-            self.optimizer = create_optimizer_v2(model, config.opt, lr=config.lr, weight_decay=config.weight_decay)
-        except (ValueError, AssertionError, KeyError) as error:
-            raise UserError(f"opt={config.opt} is not an optimiser of timm: {error}") from None
-        self.scheduler, _ = create_scheduler_v2(
-            self.optimizer,
-            sched="cosine",
-            num_epochs=config.epochs,
-            warmup_epochs=config.warmup_epochs if config.epochs > 1 else 0,
-            warmup_lr=config.lr / 100,
-            min_lr=config.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=steps,
-        )
-        self.rows: list[dict[str, Any]] = []
-        self.times: list[dict[str, Any]] = []
-
-    def check_sizes(self) -> None:
-        """Run one black picture of each size through the model, before anything is written.
-
-        Raises:
-            UserError: the model does not take such pictures.
-        """
-        self.model.eval()
-        for size in {*self.sizes, self.preprocessing.size}:
-            try:
-                with torch.no_grad():
-                    self.model(torch.zeros(1, 3, *size, device=self.device))
-            except (AssertionError, RuntimeError, ValueError) as error:
-                raise UserError(f"{self.config.model} does not take pictures of {size[0]}x{size[1]}: {error}") from None
-
-    def _keys(self, epoch: int) -> list[list[Any]]:
-        c = self.config
-        return epoch_keys(self.data.train_indices, seed=c.seed, epoch=epoch, batch_size=c.batch_size, sizes=self.sizes)
+        self.config, self.world, self.data, self.network, self.stopping = config, members, data, network, stopping
+        self.sharded = config.parallel == "fsdp2"
+        self.course = Course(config, data, network, members)
+        model = network.model
+        self.ema = None
+        if config.ema is not None:
+            self.ema = ModelEmaV3(model, decay=config.ema, use_warmup=True, foreach=not self.sharded)
+        self.plain = (
+            sharding.shard(model, self.ema) if self.sharded else None
+        )  # an unsharded copy, to evaluate and save
+        self.model = model
+        self.task = make_task(config, model, data.train.classes, members.device)
+        if config.compile:
+            self.task.compile()
+        if members.size > 1 and not self.sharded:
+            self.task.prepare_distributed(device_ids=[members.device.index] if members.device.type == "cuda" else None)
+        self.optimizer, self.scheduler = self.course.optimizer(model)
+        self.scaler = torch.amp.GradScaler(members.device.type, enabled=config.precision == "fp16")
+        self.mixup = make_mixup(config, len(data.train.classes))
+        self.state = State()
+        self.checkpoints = Checkpoints(run, members, sharded=self.sharded)
+        self.folder = RunFolder(run, config, members, data, network)
+        self.val_loader = None
+        if data.val is not None and data.val_indices is not None:
+            self.val_numbers = data.val_indices[members.rank :: members.size]
+            pictures = EvaluationPictures(data.val, network.preprocessing, self.val_numbers)
+            part = max(1, 2 * config.batch_size // members.size)
+            self.val_loader = evaluation_loader(pictures, part, config.workers)
+        self.waited, self.trained = 0.0, 0.0  # seconds
 
     def go(self) -> Result:
+        """Run from where the checkpoints end to the end of the last epoch."""
         start = time.perf_counter()
-        config = self.config
-        val_images = 0 if self.data.val is None else len(self._val_pictures())
-        log(
-            f"{config.model}, {self.parameters:,} parameters, {len(self.data.train.classes)} classes; "
-            f"{len(self.data.train_indices):,} training pictures, {val_images:,} held out; run folder {self.run}"
+        config, state, steps = self.config, self.state, self.course.steps
+        self._resume()
+        log(self.folder.describe(len(state.rows)))
+        tracker = open_trackers(
+            config.track if self.world.main else "none", run=self.folder.run, config=config.to_dict()
         )
-        best, best_metrics = -1, None
-        for epoch in range(config.epochs):
-            row = self._train_epoch(epoch)
-            metrics = self._validate(epoch)
-            if metrics is not None:
-                row |= {f"val_{key}": value for key, value in metrics.summary().items() if key != "images"}
-            self.rows.append(row)
-            is_best = metrics is None or best_metrics is None or metrics.top1 > best_metrics.top1
-            if is_best:
-                best, best_metrics = epoch, metrics
-            self._write(epoch, metrics, is_best)
-            self._say(row)
-        if best_metrics is not None:
-            self._picture("confusion.png", confusion_picture(best_metrics.confusion, self.data.train.classes))
+        try:
+            loader = self.course.batches(state.step)
+            while (epoch := len(state.rows)) < config.epochs and not self._out_of_patience():
+                self._train_epoch(epoch, loader)
+                metrics = self._validate(epoch)
+                tracker.epoch(self._close(epoch, metrics), (epoch + 1) * steps)
+        finally:
+            tracker.close()
+        found = Tally.from_dict(state.best_tally) if state.best_tally else None
+        self.folder.finish(state.rows, state.best, found)
+        best = state.rows[state.best]
         return Result(
-            run=self.run,
-            parameters=self.parameters,
-            best_epoch=best + 1,
-            top1=best_metrics.top1 if best_metrics else None,
-            top5=best_metrics.top5 if best_metrics else None,
+            run=self.folder.run,
+            parameters=self.folder.parameters,
+            best_epoch=state.best + 1,
+            top1=best.get("val_top1"),
+            top5=best.get("val_top5"),
             seconds=time.perf_counter() - start,
+            steps=state.step,
+            skipped=state.skipped,
+            bad_images=len(state.bad),
+            data_wait=100 * self.waited / self.trained if self.trained else None,
         )
 
-    def _train_epoch(self, epoch: int) -> dict[str, Any]:
-        config, model = self.config, self.model
-        model.train()
-        keys = self._keys(epoch)
-        loader = training_loader(self.pictures, keys, config.workers)
-        total, correct, seen = 0.0, 0, 0
-        with progress(f"epoch {epoch + 1}/{config.epochs}", sum(map(len, keys))) as meter:
-            for step, (batch, target) in enumerate(batches(loader)):
-                pictures, labels = batch.to(self.device), target.to(self.device)
-                self.scheduler.step_update(epoch * len(keys) + step)
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                    logits = model(pictures)
-                loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    raise RunError(
-                        f"the loss became {value} in epoch {epoch + 1}, step {step + 1}: a smaller lr may help; "
-                        f"{self.run} keeps the epochs before."
-                    )
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                if config.clip_grad is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
-                self.optimizer.step()
-                seen += len(labels)
-                total += value * len(labels)
-                correct += int((logits.argmax(1) == labels).sum())
-                meter.advance(len(labels), loss=total / seen, top1=100 * correct / seen)
-            rate = meter.rate
-        self.times.append({"epoch": epoch + 1, "images_per_s": rate, "train_seconds": seen / rate})
-        return {
-            "epoch": epoch + 1,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "train_loss": total / seen,
-            "train_top1": 100 * correct / seen,
-        }
+    def _train_epoch(self, epoch: int, loader: Iterator[Batch]) -> None:
+        """The steps that are left of an epoch."""
+        config, state, steps = self.config, self.state, self.course.steps
+        self.task.train()
+        size = min(config.batch_size, len(self.data.train_indices))
+        first = state.step - epoch * steps
+        with progress(f"epoch {epoch + 1}/{config.epochs}", steps * size, done=first * size) as meter:
+            for step in range(state.step, (epoch + 1) * steps):
+                self._step(step, loader, meter)
+                signalled = self.world.sum([self.stopping.asked])[0] if self.world.size > 1 else self.stopping.asked
+                if signalled or (state.step % config.checkpoint_every == 0 and step + 1 < (epoch + 1) * steps):
+                    self._save()
+                if signalled:
+                    self.stopping.stop(state.step)
+            self.folder.time(epoch, meter, self.waited, self.trained)
 
-    def _val_pictures(self) -> EvaluationPictures:
-        if self.data.val is None:
-            raise AssertionError("nothing is held out")
-        return EvaluationPictures(self.data.val, self.preprocessing, self.data.val_indices)
+    def _step(self, step: int, loader: Iterator[Batch], meter: Meter) -> None:
+        """One update of the weights, or none on any process if something in it was not finite."""
+        state, began, waited = self.state, time.perf_counter(), 0.0
+        self.scheduler.step_update(step)
+        buffers = [b.clone() for b in self.model.buffers()]
+        sums = [0.0, 0.0, 0.0, 0.0]  # loss, right, seen, parts that are not finite
+        for number, part in enumerate(self.course.mine):
+            asked = time.perf_counter()
+            batch = next(loader)
+            waited += time.perf_counter() - asked
+            self._note(batch.bad)
+            last = number == len(self.course.mine) - 1
+            with contextlib.nullcontext() if last else self._no_sync():
+                loss, right, finite = self._part(batch, step, part)
+            count = len(batch.labels)
+            sums = [a + b for a, b in zip(sums, (loss * count, right, count, not finite), strict=True)]
+        *sums, broken = self.world.sum(sums)
+        if self._update(broken > 0):
+            state.sums = [a + b for a, b in zip(state.sums, sums, strict=True)]
+        else:
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        state.step = step + 1
+        self.waited += waited
+        self.trained += time.perf_counter() - began
+        counted = max(state.sums[2], 1)
+        meter.advance(int(sums[2]), loss=state.sums[0] / counted, top1=100 * state.sums[1] / counted)
+        if state.skipped_in_a_row >= SKIPS_IN_A_ROW:
+            raise RunError(
+                f"{SKIPS_IN_A_ROW} steps in a row, up to step {state.step}, had a loss, gradient or input that is not finite: "
+                f"a smaller lr may help; {self.folder.run} keeps the last finite checkpoint."
+            )
 
-    def _validate(self, epoch: int) -> Metrics | None:
-        if self.data.val is None:
+    def _part(self, batch: Batch, step: int, part: int) -> tuple[float, int, bool]:
+        """Forward and backward of one part of a step's batch: mean loss, right ones, and whether all was finite."""
+        config, device = self.config, self.world.device
+        with random_state(config.seed, step, part, 0x57E9, numpy=self.mixup is not None, device=device):
+            pictures = batch.pictures.to(device, dtype_of(config), non_blocking=True)
+            labels = batch.labels.to(device, non_blocking=True)
+            mixed, target = self.mixup(pictures, labels) if self.mixup else (pictures, labels)
+            with self._autocast():
+                out = self.task(mixed, target)
+            loss: Tensor = out["loss"]
+            self.scaler.scale(loss / len(self.course.mine)).backward()
+        value = float(loss.detach())
+        right = int((out["output"].argmax(1) == labels).sum())
+        return value, right, math.isfinite(value) and math.isfinite(float(pictures.sum()))
+
+    def _update(self, lost: bool) -> bool:
+        """Step the optimiser and the average; returns False, with nothing changed, if the loss or a gradient is not finite."""
+        config, state, broken = self.config, self.state, lost
+        if not lost:
+            self.scaler.unscale_(self.optimizer)
+            limit = math.inf if config.clip_grad is None else config.clip_grad
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+            broken = not math.isfinite(float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm))
+            if (
+                not broken or self.scaler.is_enabled()
+            ):  # with fp16 it is this that leaves a step out and lowers the scale
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+        self.optimizer.zero_grad()
+        if broken and self.scaler.is_enabled() and not lost:
+            state.scaler_skips += 1
+            return False
+        if broken:
+            state.skipped += 1
+            state.skipped_in_a_row += 1
+            log(f"step {state.step + 1} is left out: a loss, gradient or input in it is not finite")
+            return False
+        state.updates += 1
+        if state.updates == 1:
+            optimizer_state.take(self.optimizer)  # an optimiser that cannot be saved is found now, not hours later
+        state.skipped_in_a_row = 0
+        if self.ema is not None:
+            self.ema.update(self.model, step=state.updates)
+        return True
+
+    def _autocast(self) -> torch.autocast:
+        kind = torch.float16 if self.config.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.world.device.type, kind, enabled=self.config.precision in ("bf16", "fp16"))
+
+    def _no_sync(self) -> Any:
+        module = self.task.get_trainable_module()
+        return module.no_sync() if hasattr(module, "no_sync") else contextlib.nullcontext()
+
+    def _note(self, bad: tuple[str, ...]) -> None:
+        """Count and name each bad picture once, over all processes."""
+        if self.config.on_bad_image == "skip":
+            for sentence in [s for told in self.world.gather(bad) for s in told]:
+                if sentence not in self.state.bad:
+                    self.state.bad.append(sentence)
+                    log(f"trained without it: {sentence}")
+
+    def _validate(self, epoch: int) -> Tally | None:
+        """The held-out pictures under the weights that are kept: the averaged ones, where there are any."""
+        if self.val_loader is None:
             return None
-        pictures = self._val_pictures()
-        return measure(
-            self.model,
-            evaluation_loader(pictures, 2 * self.config.batch_size, self.config.workers),
-            device=self.device,
-            images=len(pictures),
+        kept = self.model if self.ema is None else self.ema.module
+        if self.plain is not None:
+            self.plain.load_state_dict(sharding.whole(kept))
+            kept = self.plain
+        found = tally(
+            kept,
+            self.val_loader,
+            device=self.world.device,
+            images=len(self.val_numbers),
             classes=len(self.data.train.classes),
             precision=self.config.precision,
             title=f"held out {epoch + 1}/{self.config.epochs}",
+            numbers=self.val_numbers.tolist(),
+            stop=lambda: bool(self.stopping.asked),
         )
+        parts = self.world.gather(found)
+        if None in parts:
+            self._save()
+            self.stopping.stop(self.state.step)
+        return Tally.merged(parts)
 
-    def _write(self, epoch: int, metrics: Metrics | None, is_best: bool) -> None:
-        """All that an epoch leaves, the weights first, so that metrics.csv never speaks of weights that are not there."""
-        trained = {
-            "data": self.config.data,
+    def _close(self, epoch: int, found: Tally | None) -> dict[str, Any]:
+        """Write all that an epoch leaves: first weights, then metrics, then the checkpoint that makes the epoch past."""
+        state = self.state
+        loss, right, seen = state.sums
+        row = {
             "epoch": epoch + 1,
-            "epochs": self.config.epochs,
-            "seed": self.config.seed,
-            "held_out": metrics.summary() if metrics else None,
+            "lr": max(group["lr"] for group in self.optimizer.param_groups),
+            "train_loss": loss / seen if seen else math.nan,
+            "train_top1": 100 * right / seen if seen else math.nan,
+            "skipped": state.skipped,
+            "scaler_skips": state.scaler_skips,
+            "bad_images": len(state.bad),
         }
-        if epoch == 0:  # a run that fails before leaves no folder behind
-            write_text(self.run / "config.yaml", self.config.to_yaml())
-            write_text(self.run / "environment.json", json.dumps(_environment(self.device), indent=2) + "\n")
-        for name in ["last.safetensors", *(["best.safetensors"] if is_best else [])]:
-            save_checkpoint(
-                self.run / name,
-                self.model,
-                name=self.config.model,
-                args=self.args,
-                classes=self.data.train.classes,
-                preprocessing=self.preprocessing,
-                trained=trained,
-            )
-        write_text(self.run / "metrics.csv", _csv(self.rows))
-        write_text(self.run / "timing.csv", _csv(self.times))
-        self._picture("curves.png", curves_picture(self.rows, f"{self.config.model} on {self.config.data}"))
+        metrics: Metrics | None = None
+        if found is not None:
+            metrics = found.metrics()
+            row |= {f"val_{key}": value for key, value in metrics.summary().items() if key != "images"}
+        state.rows.append(row)
+        state.sums = [0.0, 0.0, 0.0]
+        is_best = metrics is None or state.best < 0 or row["val_top1"] > state.rows[state.best]["val_top1"]
+        if is_best:
+            state.best = epoch
+            state.best_tally = found.to_dict() if found is not None else {}
+        kept = self.model if self.ema is None else self.ema.module
+        weights = sharding.whole(kept) if self.sharded else kept.state_dict()
+        self.folder.write_epoch(state.rows, weights, metrics, best=is_best)
+        self._save()
+        return row
 
-    def _picture(self, name: str, figure: Any) -> None:
-        with whole_file(self.run / name) as temporary:
-            figure.savefig(temporary, format="png")
+    def _out_of_patience(self) -> bool:
+        late = len(self.state.rows) - 1 - self.state.best
+        return 0 < self.config.patience <= late
 
-    def _say(self, row: dict[str, Any]) -> None:
-        held = f"  held out {row['val_top1']:.2f} % (loss {row['val_loss']:.3f})" if "val_top1" in row else ""
-        log(
-            f"epoch {row['epoch']}/{self.config.epochs}  loss {row['train_loss']:.3f}  training {row['train_top1']:.2f} %"
-            f"{held}  {self.times[-1]['images_per_s']:.0f} images/s"
-        )
+    def _tensors(self) -> dict[str, Tensor]:
+        kinds = {"model": self.model, **({"ema": self.ema.module} if self.ema is not None else {})}
+        return {f"{kind}.{key}": value for kind, module in kinds.items() for key, value in module.state_dict().items()}
 
+    def _save(self) -> None:
+        self.folder.begin()
+        if self.scaler.is_enabled():
+            self.state.scaler = self.scaler.state_dict()
+        tensors, scalars = optimizer_state.take(self.optimizer)
+        about = {"state": asdict(self.state), "optimizer": scalars, "processes": self.world.size}
+        self.checkpoints.save(self.state.step, self._tensors() | tensors, about)
 
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _environment(device: torch.device) -> dict[str, Any]:
-    return {
-        "dynamixer": dynamixer.__version__,
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-    }
+    def _resume(self) -> None:
+        found = self.checkpoints.latest()
+        if found is None:
+            return
+        about = state_of(found)
+        into = self._tensors() | optimizer_state.places(self.optimizer, about["optimizer"])
+        tensors = self.checkpoints.load(found, into)
+        for kind, module in (("model", self.model), ("ema", self.ema.module if self.ema is not None else None)):
+            if module is not None:
+                module.load_state_dict(
+                    {k.removeprefix(f"{kind}."): v for k, v in tensors.items() if k.startswith(f"{kind}.")}
+                )
+        optimizer_state.put(self.optimizer, tensors, about["optimizer"])
+        for key, value in about["state"].items():
+            setattr(self.state, key, value)
+        if self.scaler.is_enabled() and self.state.scaler:
+            self.scaler.load_state_dict(self.state.scaler)
+        self.folder.resumed()
+        log(f"resuming after step {self.state.step}, from {found}")

@@ -1,0 +1,187 @@
+"""The run folder: what a run leaves for people, besides its checkpoints."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from dynamixer.evaluate import Metrics, Tally
+from dynamixer.files import whole_file, write_text
+from dynamixer.logs import log
+from dynamixer.models.checkpoint import save_checkpoint
+from dynamixer.plots import (
+    confused_pairs_picture,
+    confused_sheet,
+    confusion_picture,
+    curves_picture,
+    reliability_picture,
+)
+from dynamixer.progress import Meter
+from dynamixer.training.config import TrainConfig
+from dynamixer.training.report import write_report
+from dynamixer.training.setup import Data, Network, environment
+from dynamixer.training.world import World
+
+FIGURES = {  # the heading and what is seen
+    "confusion": ("Confusion matrix", "Of each true class, the share given to each class."),
+    "confused_pairs": ("Most frequent confusions", "Held-out pictures of one class taken for another."),
+    "confused": ("Most confidently wrong", "The held-out pictures that the model is surest of, and wrong about."),
+    "calibration": ("Calibration", "How often the model is right when it says how sure it is."),
+}
+
+
+class RunFolder:
+    """config.yaml, environment.json, metrics.csv, timing.csv, weights, pictures and report.html of a run.
+
+    Only the main process writes. metrics.csv and the weights are the same, byte for byte, for every run of a configuration;
+    what is not (times, hosts, throughput) is in timing.csv and environment.json.
+    """
+
+    def __init__(self, run: Path, config: TrainConfig, world: World, data: Data, network: Network):
+        self.run, self.config, self.world, self.data, self.network = run, config, world, data, network
+        self.parameters = sum(p.numel() for p in network.model.parameters())
+        self.times: list[dict[str, Any]] = []
+        self.begun = self.wrote = False
+
+    def describe(self, done: int) -> str:
+        """One sentence about what is going to run."""
+        c, d = self.config, self.data
+        held = 0 if d.val_indices is None else len(d.val_indices)
+        return (
+            f"{self.network.name}, {self.parameters:,} parameters, {len(d.train.classes)} classes; "
+            f"{len(d.train_indices):,} training pictures, {held:,} held out; {c.epochs - done} of {c.epochs} epochs to go"
+            f"{f'; {self.world.size} processes' if self.world.size > 1 else ''}; run folder {self.run}"
+        )
+
+    def begin(self) -> None:
+        """Write what the run is, before the first of its results: a run that fails earlier leaves no folder behind."""
+        if self.world.main and not self.begun:
+            write_text(self.run / "config.yaml", self.config.to_yaml())
+            about = json.dumps(environment(self.world.device, self.world.size), indent=2)
+            write_text(self.run / "environment.json", about + "\n")
+        self.begun = True
+
+    def resumed(self) -> None:
+        """Take up the times of the run's earlier part, and clear away what a kill left half-written."""
+        if not self.world.main:
+            return
+        for path in self.run.glob(".*.*"):
+            if (self.run / path.name[1:].rsplit(".", 2)[0]).suffix and path.is_file():  # files.whole_file's names
+                path.unlink()
+        if (self.run / "timing.csv").exists():
+            with (self.run / "timing.csv").open(encoding="utf-8", newline="") as file:
+                self.times = list(csv.DictReader(file))
+
+    def time(self, epoch: int, meter: Meter, waited: float, trained: float) -> None:
+        """Note how fast an epoch, or the part of it since a resumption, was."""
+        pictures = meter.done - meter.first
+        if not pictures:
+            return
+        self.times.append(
+            {
+                "epoch": epoch + 1,
+                "pictures": pictures,
+                "seconds": round(meter.seconds, 3),
+                "images_per_s": round(meter.rate, 2),
+                "data_wait_percent": round(100 * waited / max(trained, 1e-9), 2),
+                "processes": self.world.size,
+            }
+        )
+
+    def write_epoch(
+        self, rows: list[dict[str, Any]], weights: Mapping[str, Tensor], metrics: Metrics | None, *, best: bool
+    ) -> None:
+        """All that an epoch leaves, the weights first, so that metrics.csv never speaks of weights that are not there."""
+        self.wrote = True
+        if not self.world.main:
+            return
+        self.begin()
+        trained = {
+            "data": Path(self.config.data).name,
+            "epoch": len(rows),
+            "epochs": self.config.epochs,
+            "seed": self.config.seed,
+            "averaged": self.config.ema is not None,
+            "held_out": metrics.summary() if metrics else None,
+        }
+        for name in ["last.safetensors", *(["best.safetensors"] if best else [])]:
+            save_checkpoint(
+                self.run / name,
+                weights,
+                name=self.network.name,
+                args=self.network.args,
+                classes=self.data.train.classes,
+                preprocessing=self.network.preprocessing,
+                trained=trained,
+            )
+        write_text(self.run / "metrics.csv", _csv(rows))
+        write_text(self.run / "timing.csv", _csv(self.times))
+        self._picture("curves.png", curves_picture(rows, self._title))
+        row, rate = rows[-1], self.times[-1]["images_per_s"] if self.times else 0
+        held = f"  held out {row['val_top1']:.2f} % (loss {row['val_loss']:.3f})" if "val_top1" in row else ""
+        log(
+            f"epoch {row['epoch']}/{self.config.epochs}  loss {row['train_loss']:.3f}  training {row['train_top1']:.2f} %"
+            f"{held}  {float(rate):.0f} images/s"
+        )
+
+    def finish(self, rows: list[dict[str, Any]], best: int, found: Tally | None) -> None:
+        """The pictures of the best epoch, and the report; what an earlier call finished is left alone."""
+        if not self.world.main or (not self.wrote and (self.run / "report.html").exists()):
+            return
+        figures = [
+            ("Curves", "Loss and accuracy by epoch.", self._picture("curves.png", curves_picture(rows, self._title)))
+        ]
+        headline: dict[str, object] = {"parameters": f"{self.parameters:,}", "best epoch": f"{best + 1} of {len(rows)}"}
+        if found is not None:
+            metrics, classes = found.metrics(), self.data.train.classes
+            headline = {
+                "top-1 held out": f"{metrics.top1:.2f} %",
+                "top-5": f"{metrics.top5:.2f} %",
+                "calibration error": f"{metrics.ece:.2f} %",
+                **headline,
+            }
+            drawn = {
+                "confusion": confusion_picture(metrics.confusion, classes),
+                "confused_pairs": confused_pairs_picture(metrics.confusion, classes),
+                "confused": self._wrong(metrics),
+                "calibration": reliability_picture(metrics.bins, metrics.ece),
+            }
+            figures += [(*FIGURES[name], self._picture(f"{name}.png", figure)) for name, figure in drawn.items()]
+        write_report(
+            self.run / "report.html",
+            title=self._title,
+            summary=headline,
+            config=self.config.to_dict(),
+            rows=rows,
+            figures=figures,
+        )
+        log(f"report: {self.run / 'report.html'}")
+
+    def _wrong(self, metrics: Metrics) -> Figure:
+        source, classes = self.data.val, self.data.train.classes
+        return confused_sheet(
+            [(source.picture(n), classes[t], classes[p], share) for n, t, p, share in metrics.wrong] if source else []
+        )
+
+    @property
+    def _title(self) -> str:
+        return f"{self.network.name} on {Path(self.config.data).name}"
+
+    def _picture(self, name: str, figure: Figure) -> bytes:
+        with whole_file(self.run / name) as temporary:
+            figure.savefig(temporary, format="png")
+        return (self.run / name).read_bytes()
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,271 @@
+"""What a run needs before its first step: data, a model, an optimiser and its schedule, all checked."""
+
+import platform
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import nn
+
+import dynamixer
+from dynamixer.data.loading import (
+    Batch,
+    EpochKeys,
+    RunKeys,
+    TrainingPictures,
+    batches,
+    holdout,
+    readable,
+    training_loader,
+)
+from dynamixer.data.preprocess import Preprocessing
+from dynamixer.data.sources import Source, Splits, open_data
+from dynamixer.errors import UserError
+from dynamixer.logs import log
+from dynamixer.models.checkpoint import create_model, load
+from dynamixer.training.config import TrainConfig
+from dynamixer.training.world import World
+
+
+@dataclass
+class Data:
+    """The pictures of a run: sources, and which of their numbers are trained on and held out."""
+
+    train: Source
+    train_indices: np.ndarray
+    val: Source | None
+    val_indices: np.ndarray | None
+    unread: tuple[str, ...] = ()  # of the held-out pictures, with on_bad_image=skip
+
+
+def prepare_data(config: TrainConfig) -> Data:
+    """Open the data and hold pictures out where there is no val split."""
+    splits: Splits = open_data(config.data)
+    if splits.train is None:
+        raise UserError(f"{config.data} has no training split.")
+    indices = np.arange(len(splits.train))
+    val, val_indices = splits.val, None
+    if val is None and config.holdout:
+        indices, val_indices = holdout(splits.train.labels, config.holdout)
+        val = splits.train if len(val_indices) else None
+    if config.limit_train is not None:
+        indices = np.sort(np.random.default_rng(config.seed).permutation(indices)[: config.limit_train])
+    if not len(indices):
+        raise UserError(f"holdout={config.holdout} leaves no training pictures of {len(splits.train)}.")
+    if val is None and config.patience:
+        raise UserError(f"patience={config.patience} needs held-out pictures to be patient about: set holdout.")
+    unread: list[str] = []
+    if val is not None:
+        val_indices = np.arange(len(val)) if val_indices is None else val_indices
+        if config.on_bad_image == "skip":
+            val_indices, unread = readable(val, val_indices)
+            for sentence in unread:
+                log(f"held out without it: {sentence}")
+    return Data(splits.train, indices, val, val_indices, tuple(unread))
+
+
+@dataclass
+class Network:
+    """A model ready to train, and what a checkpoint says of it."""
+
+    model: nn.Module
+    name: str
+    args: dict[str, Any]
+    preprocessing: Preprocessing
+    sizes: list[tuple[int, int]]  # that training draws from
+
+
+def build_network(config: TrainConfig, classes: int) -> Network:
+    """The model, fresh or with the weights that `config.weights` names, for this number of classes and picture size."""
+    if config.weights is None:
+        args: dict[str, Any] = {"num_classes": classes, **config.model_args}
+        if config.size is not None:
+            args["img_size"] = config.size
+        if config.drop_path:
+            args["drop_path_rate"] = config.drop_path
+        model, name, preprocessing = _build(config, args), config.model, None
+    else:
+        model, name, args, preprocessing = _from_weights(config, config.weights, classes)
+    preprocessing = preprocessing or Preprocessing.of(model)
+    if config.size is not None:
+        preprocessing = preprocessing.at(config.size)
+    if config.grad_checkpointing:
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise UserError(f"{name} has no gradient checkpointing: leave grad_checkpointing out.")
+        network: Any = model
+        network.set_grad_checkpointing(True)
+    return Network(model, name, args, preprocessing, [(s, s) for s in config.sizes] or [preprocessing.size])
+
+
+def _build(config: TrainConfig, args: dict[str, Any]) -> nn.Module:
+    try:
+        return create_model(config.model, **args)
+    except UserError as error:
+        if "'img_size'" not in str(error):
+            raise
+    del args["img_size"]  # convolutional networks take any size without being told
+    return create_model(config.model, **args)
+
+
+def _from_weights(
+    config: TrainConfig, weights: str, classes: int
+) -> tuple[nn.Module, str, dict[str, Any], Preprocessing]:
+    checkpoint = load(weights)
+    if config.model not in ("", checkpoint.name):
+        raise UserError(
+            f"weights={weights} are of {checkpoint.name}, and model={config.model} is another: leave model empty (model=) "
+            "or use the recipe finetune."
+        )
+    if config.model_args:
+        raise UserError(
+            f"weights={weights} bring their options along: leave model.{next(iter(config.model_args))} out."
+        )
+    args = checkpoint.args | {"num_classes": classes}
+    if config.drop_path:
+        args["drop_path_rate"] = config.drop_path
+    model: Any = create_model(checkpoint.name, **(args | {"num_classes": len(checkpoint.classes)}))
+    model.load_state_dict(checkpoint.model.state_dict())
+    if classes != len(checkpoint.classes):
+        model.reset_classifier(classes)
+    other_size = config.size is not None and checkpoint.preprocessing.size != (config.size, config.size)
+    if other_size and hasattr(model, "set_input_size"):
+        model.set_input_size((config.size, config.size))
+        args["img_size"] = config.size
+    return model, checkpoint.name, args, checkpoint.preprocessing
+
+
+def check_sizes(network: Network, config: TrainConfig, device: torch.device) -> None:
+    """Run one black picture of each size through the model, before anything is written.
+
+    Raises:
+        UserError: the model does not take such pictures.
+    """
+    network.model.eval()
+    dtype = next(network.model.parameters()).dtype
+    for size in {*network.sizes, network.preprocessing.size}:
+        try:
+            with torch.no_grad():
+                network.model(torch.zeros(1, 3, *size, device=device, dtype=dtype))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise UserError(f"{network.name} does not take pictures of {size[0]}x{size[1]}: {error}") from None
+
+
+class Course:
+    """The order of a run: how many steps an epoch has, which pictures each takes, at which learning rate."""
+
+    def __init__(self, config: TrainConfig, data: Data, network: Network, world: World):
+        self.config, self.indices, self.sizes = config, data.train_indices, network.sizes
+        self.steps = len(self.keys(0))
+        self.slices = config.accumulate * world.size
+        self.mine = range(world.rank, self.slices, world.size)
+        part = min(config.batch_size, len(self.indices)) / self.slices
+        if config.batch_size % self.slices or part < 1:
+            raise UserError(
+                f"batch_size={config.batch_size} and {len(self.indices)} pictures cannot be cut into {self.slices} equal parts "
+                f"({world.size} processes, accumulate={config.accumulate})."
+            )
+        if (config.mixup or config.cutmix) and int(part) % 2:
+            raise UserError(f"mixup and cutmix pair pictures: a part of the batch has to be even, not {int(part)}.")
+        self.pictures = TrainingPictures(
+            data.train,
+            network.preprocessing,
+            config.augmentation(),
+            config.seed,
+            sizes=network.sizes,
+            skip_bad=config.on_bad_image == "skip",
+        )
+
+    def keys(self, epoch: int) -> EpochKeys:
+        """The batches of an epoch."""
+        c = self.config
+        return EpochKeys(
+            self.indices, seed=c.seed, epoch=epoch, batch_size=c.batch_size, sizes=self.sizes, repeats=c.repeats
+        )
+
+    def batches(self, first: int) -> Iterator[Batch]:
+        """The parts of this process of every step of the run from step `first` on."""
+        c = self.config
+        keys = RunKeys(self.keys, steps=self.steps, epochs=c.epochs, first=first, slices=self.slices, mine=self.mine)
+        return batches(training_loader(self.pictures, keys, c.workers)) if len(keys) else iter(())
+
+    def optimizer(self, model: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
+        """Timm's optimiser and cosine schedule, whose learning rate is a function of the step alone."""
+        c = self.config
+        options = {"lr": c.lr, "weight_decay": c.weight_decay, "layer_decay": c.layer_decay}
+        try:
+            optimizer = create_optimizer_v2(model, c.opt, **options)
+        except (ValueError, AssertionError, KeyError, RuntimeError, ImportError) as error:
+            raise UserError(f"opt={c.opt} is not an optimiser of timm that works here: {error}") from None
+        if getattr(optimizer, "is_second_order", False):
+            raise UserError(f"opt={c.opt} needs second derivatives, which are not computed here: choose another one.")
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched="cosine",
+            num_epochs=c.epochs - c.cooldown_epochs,
+            cooldown_epochs=c.cooldown_epochs,
+            warmup_epochs=c.warmup_epochs if c.epochs > 1 else 0,
+            warmup_lr=c.lr / 100 if c.warmup_lr is None else c.warmup_lr,
+            min_lr=c.min_lr,
+            step_on_epochs=False,
+            updates_per_epoch=self.steps,
+        )
+        return optimizer, scheduler
+
+
+def saved_config(run: Path) -> TrainConfig | None:
+    """The configuration that a run folder was made with, or None where there is none."""
+    import yaml  # noqa: PLC0415
+
+    try:
+        values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{run}/config.yaml cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{run}/config.yaml is not a configuration: keys with values are expected.")
+    return TrainConfig().with_values(values)
+
+
+def check_folder(run: Path, config: TrainConfig, resume: str) -> None:
+    """Refuse a run folder that is in use for something else.
+
+    Raises:
+        UserError: it is not empty and not a run of this configuration, or is one and resuming is not wanted.
+    """
+    if not run.exists() or (run.is_dir() and not any(run.iterdir())):
+        return
+    before = saved_config(run) if run.is_dir() else None
+    if before is None:
+        raise UserError(f"{run} exists and is neither a run nor an empty folder: give another --out, or remove it.")
+    if resume == "never":
+        raise UserError(f"{run} holds a run, and --resume never forbids to go on with it: give another --out.")
+    if differing := config.differences(before):
+        raise UserError(f"{run} holds a run of another configuration: {', '.join(differing)}. Give another --out.")
+
+
+def environment(device: torch.device, processes: int) -> dict[str, Any]:
+    """Versions, machine and the commit of the code, as environment.json of a run folder holds them."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None  # installed from a wheel
+    return {
+        "dynamixer": dynamixer.__version__,
+        "commit": commit,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+    }

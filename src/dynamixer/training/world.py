@@ -1,0 +1,81 @@
+"""The processes of a run: one, or those that torchrun started."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dynamixer.errors import UserError
+from dynamixer.logs import quiet
+
+BACKENDS = {"cuda": "nccl", "xpu": "xccl"}
+
+
+class World:
+    """Which process this is and how many there are; sums and messages between them. Alone, all of it is free."""
+
+    def __init__(self, device: torch.device):
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.size = dist.get_world_size() if dist.is_initialized() else 1
+        self.device = device
+        self.on = device if device.type in BACKENDS else torch.device("cpu")  # where messages between processes live
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and speaks."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over all processes."""
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.on)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, in their order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def is_main() -> bool:
+    """Whether this process is the one that speaks, as far as torchrun says."""
+    return not launched() or os.environ["RANK"] == "0"
+
+
+@contextmanager
+def world(device: torch.device, *, needed: bool) -> Iterator[World]:
+    """Join the processes that torchrun started, or with `needed` form a group of one, and leave them at the end.
+
+    Raises:
+        UserError: the device cannot be used by several processes.
+    """
+    made = (launched() or needed) and not dist.is_initialized()
+    if made:
+        if device.type == "mps":
+            raise UserError("several processes cannot share an mps device: train without torchrun, or with device=cpu.")
+        if device.type in BACKENDS:
+            device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
+            torch.accelerator.set_device_index(device.index)
+        module: Any = dist  # its stubs leave the stores out
+        alone = {} if launched() else {"store": module.HashStore(), "rank": 0, "world_size": 1}
+        dist.init_process_group(BACKENDS.get(device.type, "gloo"), **alone)
+    try:
+        found = World(device)
+        with quiet(not found.main):
+            yield found
+    finally:
+        if made:
+            dist.destroy_process_group()
