@@ -1,7 +1,7 @@
 # make demo and make test set everything up that they need.
 export PYTHON ?= python3
 RUN ?= runs/demo
-.PHONY: demo test lint types tests test-heavy timm-tests setup
+.PHONY: demo test lint types tests test-heavy promises timm-tests setup
 
 setup:
 	@bash tools/setup.sh
@@ -23,6 +23,9 @@ tests: setup
 
 test-heavy: setup
 	.venv/bin/pytest -m heavy
+
+promises: setup
+	DYNAMIXER_PROMISES=long .venv/bin/pytest -v tests/training/test_promises.py
 
 timm-tests: setup
 	.venv/bin/python tools/timm_tests.py

@@ -63,12 +63,24 @@ class Bare:
             self.scheduler.step_update(number)
             with self.engine._autocast():
                 logits = self.model(pictures)
-            F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing).backward()
+            loss: Any = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+            loss.backward()
             if config.clip_grad is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad)
             self.optimizer.step()
             self.optimizer.zero_grad()
         return time.perf_counter() - began
+
+
+def table(runs: dict[str, dict[str, Any]]) -> str:
+    lines = ["| run | of the bare loop | quartiles | waiting for pictures | a checkpoint |", "|---|---|---|---|---|"]
+    for name, found in runs.items():
+        low, high = found["quartiles_percent"]
+        lines.append(
+            f"| {name.split()[0]} | {found['throughput_percent_of_bare']} % | {low}-{high} % | {found['data_wait_percent']} % | "
+            f"{found['checkpoint_seconds']} s |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:

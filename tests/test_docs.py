@@ -1,12 +1,13 @@
 """What the documents say is what the code does."""
 
+import importlib
 import inspect
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
+import click
 import pytest
 import timm
 import yaml
@@ -14,9 +15,12 @@ import yaml
 import dynamixer
 import dynamixer.cli
 from dynamixer.models.variants import VARIANTS
+from dynamixer.training.folder import FIGURES
+from dynamixer.training.resolve import resolve
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "docs/training.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -40,24 +44,52 @@ def test_the_python_of_the_readme_runs():
         exec(compile(block, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("line", re.findall(r"^ {4}dynamixer (.*)$", README, re.MULTILINE))
-def test_the_commands_of_the_readme_exist(line):
+LINES = [
+    line
+    for page in (README, TRAINING)
+    for line in re.findall(r"^ {4}(?:torchrun .* -m )?dynamixer (.*)$", page, re.MULTILINE)
+    if "RECIPE" not in line
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_the_commands_of_the_pages_exist(line):
     command, *words = shlex.split(line, comments=True)
     known = dynamixer.cli.cli.commands[command]
+    if isinstance(known, click.Group):
+        known, words = known.commands[words[0]], words[1:]
     options = {name for p in known.params for name in p.opts}
     assert all(word in options for word in words if word.startswith("--"))
     if command == "train":
-        recipe = [w for w in words[:1] if "=" not in w and not w.startswith("--")]
-        assert set(recipe) <= set(dynamixer.RECIPES)
-        dynamixer.TrainConfig().with_words([w for w in words if "=" in w])
+        name = "".join(w for w in words[:1] if "=" not in w and not w.startswith("--"))
+        resolve(name, words=[w for w in words if "=" in w])
 
 
-def test_the_any_size_table_is_its_results():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import any_size  # noqa: PLC0415
-    finally:
-        sys.path.pop(0)
+def benchmark(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module(name)
+
+
+def test_the_engines_table_is_its_results(monkeypatch):
+    runs = json.loads((ROOT / "benchmarks/results/engine.json").read_text())["runs"]
+    assert between(TRAINING, "engine.json") == benchmark("engine", monkeypatch).table(runs)
+
+
+def test_every_recipe_and_file_of_a_run_is_in_the_page():
+    assert all(f"`{name}`" in TRAINING for name in dynamixer.RECIPES)
+    for name in (
+        "config.yaml",
+        "environment.json",
+        "metrics.csv",
+        "timing.csv",
+        "report.html",
+        *(f"{n}.png" for n in FIGURES),
+    ):
+        assert f"`{name}`" in TRAINING
+
+
+def test_the_any_size_table_is_its_results(monkeypatch):
+    any_size = benchmark("any_size", monkeypatch)
     results = json.loads((ROOT / "benchmarks/results/any_size.json").read_text())["top1"]
     page = (ROOT / "docs/adr/0003-any-size.md").read_text(encoding="utf-8")
     assert between(page, "any_size.json") == any_size.table(results)

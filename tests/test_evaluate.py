@@ -3,13 +3,17 @@ import pickle
 
 import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 import dynamixer
-from dynamixer.data import open_data
+from dynamixer import UserError
+from dynamixer.data import Preprocessing, open_data
 from dynamixer.data.loading import Batch
-from dynamixer.evaluate import BINS, PRECISIONS, WRONG, Tally, match_classes, measure, tally
+from dynamixer.evaluate import BINS, PRECISIONS, WRONG, Tally, evaluate, match_classes, measure, tally
+from dynamixer.models.checkpoint import save_checkpoint
 
 
 class Answers(torch.nn.Module):
@@ -223,3 +227,21 @@ def test_classes_are_matched_by_name():
 def test_options_without_meaning_are_refused(options):
     with pytest.raises(dynamixer.UserError):
         dynamixer.evaluate("x", "fashion-mnist-mini", **options)
+
+
+def test_a_picture_that_cannot_be_read_stops_it_or_is_counted_out_loud(tmp_path, capsys):
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (20, 20), (i * 20, 9, 9)).save(tmp_path / "data" / name / f"{i}.png")
+    (tmp_path / "data/dog/1.png").write_bytes(b"broken")
+    made = timm.create_model("test_resnet", num_classes=2)
+    about = {"name": "test_resnet", "args": {"num_classes": 2}, "classes": ("cat", "dog"), "trained": {}}
+    preprocessing = Preprocessing.of(made).at(32)
+    save_checkpoint(tmp_path / "m.safetensors", made.state_dict(), preprocessing=preprocessing, **about)
+    options = {"model": tmp_path / "m.safetensors", "data": tmp_path / "data", "device": "cpu"}
+    with pytest.raises(UserError, match=r"dog/1\.png is not a picture"):
+        evaluate(**options)
+    result = evaluate(**options, on_bad_image="skip")
+    assert (result["images"], result["skipped"]) == (5, 1)
+    assert capsys.readouterr().err.count("measured without it: ") == 1

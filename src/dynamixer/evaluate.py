@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from dynamixer.data.loading import Batch, EvaluationPictures, batches, evaluation_loader
+from dynamixer.data.loading import Batch, EvaluationPictures, batches, evaluation_loader, readable
 from dynamixer.data.sources import Source, open_data
 from dynamixer.device import resolve_device
 from dynamixer.errors import UserError
 from dynamixer.files import check_picture_path, whole_file
+from dynamixer.logs import log
 from dynamixer.models.checkpoint import Checkpoint, load
 from dynamixer.progress import progress
 
@@ -223,6 +224,7 @@ def evaluate(
     workers: int = 0,
     device: str = "auto",
     precision: str = "fp32",
+    on_bad_image: str = "stop",
     out: str | Path | None = None,
 ) -> dict[str, Any]:
     """Accuracy of a trained model on a data set.
@@ -236,10 +238,11 @@ def evaluate(
         workers: processes that decode.
         device: auto, cpu, cuda, mps or xpu.
         precision: fp32; bf16 or fp16 for automatic mixed precision; fp64.
+        on_bad_image: "stop" at a picture that cannot be read, or "skip": name it and measure without it.
         out: a PNG to write the confusion matrix to.
 
     Returns:
-        model, data, split, size, top1 and top5 (percent), loss, ece (expected calibration error, percent), images.
+        model, data, split, size, top1 and top5 (percent), loss, ece (expected calibration error, percent), images, skipped.
 
     Raises:
         UserError: no such model or data, classes that do not match, or a precision that the device does not have.
@@ -248,6 +251,8 @@ def evaluate(
         raise UserError(
             f"precision={precision} is one of {', '.join(PRECISIONS)}, and batch_size={batch_size} above 0."
         )
+    if on_bad_image not in ("stop", "skip"):
+        raise UserError(f"unknown on_bad_image {on_bad_image!r}: it is stop or skip.")
     if out is not None:
         check_picture_path(Path(out))
     where = resolve_device(device)
@@ -259,12 +264,20 @@ def evaluate(
     used, source = open_data(data).for_evaluation(split)
     source = match_classes(source, checkpoint)
     preprocessing = checkpoint.preprocessing.at(size) if size is not None else checkpoint.preprocessing
-    loader = evaluation_loader(EvaluationPictures(source, preprocessing), batch_size, workers)
+    numbers = np.arange(len(source))
+    unread: list[str] = []
+    if on_bad_image == "skip":
+        numbers, unread = readable(source, numbers)
+        for sentence in unread:
+            log(f"measured without it: {sentence}")
+        if not len(numbers):
+            raise UserError(f"none of the {len(source)} pictures of {source.name} can be read.")
+    loader = evaluation_loader(EvaluationPictures(source, preprocessing, numbers), batch_size, workers)
     metrics = measure(
         checkpoint.model,
         loader,
         device=where,
-        images=len(source),
+        images=len(numbers),
         classes=len(checkpoint.classes),
         precision=precision,
     )
@@ -279,4 +292,5 @@ def evaluate(
         "split": used,
         "size": list(preprocessing.size),
         **metrics.summary(),
+        "skipped": len(unread),
     }

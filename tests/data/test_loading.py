@@ -22,6 +22,8 @@ from dynamixer.data.loading import (
 )
 from dynamixer.data.preprocess import Augmentation
 
+# torch warns where a machine has fewer cores than workers
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 LABELS = np.repeat(np.arange(3), (50, 30, 20))
 SIZES = [(16, 16), (24, 24)]
 
@@ -150,6 +152,18 @@ def test_a_run_starts_at_any_step_with_what_would_have_come():
     for first in (0, 1, 4, 5, 9, 14, 15):
         assert list(run_keys(first)) == every[first:]
         assert len(run_keys(first)) == 15 - first
+
+
+def test_starting_late_looks_at_no_earlier_epoch():
+    asked = []
+
+    def keys(epoch):
+        asked.append(epoch)
+        return EpochKeys(np.arange(40), seed=0, epoch=epoch, batch_size=8, sizes=[(24, 24)])
+
+    late = RunKeys(keys, steps=5, epochs=4000, first=10_000, slices=1, mine=range(1))
+    assert next(iter(late)) == EpochKeys(np.arange(40), seed=0, epoch=2000, batch_size=8, sizes=[(24, 24)])[0]
+    assert asked == [2000]
 
 
 @pytest.mark.parametrize(("processes", "accumulate"), [(1, 4), (2, 2), (4, 1)])

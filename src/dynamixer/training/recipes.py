@@ -59,8 +59,8 @@ def imagenet_s() -> TrainConfig:
     """dynamixer_s on ImageNet-1K as the paper trains it (82.7 % there): `torchrun ... train imagenet_s --data D`, 8 GPUs.
 
     `torchrun --nproc-per-node 8 -m dynamixer train imagenet_s --data D --out RUN`. Values of the paper's section 4.2 and of the
-    published command line; 300 epochs of cosine, then 10 at its end. Not said there and ours: bf16, and timm's smallest crop of 0.08. The
-    accuracy is the paper's: we have not run it.
+    published command line; 300 epochs of cosine, then 10 at its end. Not said there and ours: bf16, and timm's smallest crop of
+    0.08. The accuracy is the paper's: we have not run it.
     """
     return _imagenet("dynamixer_s", batch_size=8 * 256, drop_path=0.1)
 

@@ -253,11 +253,14 @@ def check_folder(run: Path, config: TrainConfig, resume: str) -> None:
 
 def environment(device: torch.device, processes: int) -> dict[str, Any]:
     """Versions, machine and the commit of the code, as environment.json of a run folder holds them."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = None  # installed from a wheel
+    commit = None
+    for words in (["ls-files", "--error-unmatch", __file__], ["rev-parse", "HEAD"]):
+        git = ["git", "-C", str(Path(__file__).parent), *words]
+        try:
+            commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            commit = None  # installed from a wheel, perhaps inside somebody else's repository
+            break
     return {
         "dynamixer": dynamixer.__version__,
         "commit": commit,
