@@ -25,7 +25,7 @@ test-heavy: setup
 	.venv/bin/pytest -m heavy
 
 promises: setup
-	DYNAMIXER_PROMISES=long .venv/bin/pytest -v tests/training/test_promises.py
+	DYNAMIXER_PROMISES=long .venv/bin/pytest -v tests/training/test_promises.py tests/training/test_engine.py
 
 timm-tests: setup
 	.venv/bin/python tools/timm_tests.py

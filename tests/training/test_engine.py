@@ -4,19 +4,27 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import re
 import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import dynamixer
 from dynamixer import RunError, TrainConfig, UserError
 from dynamixer.training import engine, folder
 from dynamixer.training.checkpoint import damage
+from poison import Poison
 
 TINY = {"model_args": {"patch_size": 8, "depths": (1, 1), "dims": (16, 32), "segments": (2, 4)}, "lr": 5e-3}
 
@@ -162,51 +170,48 @@ def weights_of(path):
     return dynamixer.load(path).model.state_dict()
 
 
-class Poison:
-    """Puts what is not finite into chosen steps, and looks at the run before and after each."""
-
-    def __init__(self, monkeypatch, steps, where):
-        self.steps, self.where, self.before, self.changed = steps, where, None, []
-        real = engine._Run._step
-
-        def step(run, number, loader, meter):
-            before = self.picture_of(run)
-            if number in steps:
-                loader = map(self.spoil, loader) if where != "gradient" else loader
-                if where == "gradient":
-                    hook = next(iter(run.model.parameters())).register_hook(lambda g: g * math.inf)
-            real(run, number, loader, meter)
-            if number in steps and where == "gradient":
-                hook.remove()
-            after = self.picture_of(run)
-            self.changed.append(
-                any(not torch.equal(before[key], after[key]) for key in before) or set(before) != set(after)
-            )
-
-        monkeypatch.setattr(engine._Run, "_step", step)
-
-    def spoil(self, batch):
-        batch.pictures[0, 0, 0, 0] = math.nan if self.where == "input" else 3e38
-        return batch
-
-    @staticmethod
-    def picture_of(run):
-        tensors, _ = engine.optimizer_state.take(run.optimizer)
-        return {key: value.clone() for key, value in (run._tensors() | tensors).items()}
+KINDS = st.tuples(st.sampled_from(["input", "loss", "gradient"]), st.sampled_from(["fp32", "bf16"]), st.integers(1, 2))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("where", ["input", "loss", "gradient"])
-def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path, monkeypatch, where, precision):
-    poison = Poison(monkeypatch, {1, 4}, where)
+@settings(
+    max_examples=30 if os.environ.get("DYNAMIXER_PROMISES") == "long" else 4, deadline=None, phases=[Phase.generate]
+)
+@given(kind=KINDS, steps=st.sets(st.integers(0, 5), max_size=5))
+def test_steps_that_are_not_finite_change_nothing_and_are_counted(kind, steps):
+    where, precision, accumulate = kind
     options = {"ema": 0.9, "model": "test_resnet", "model_args": {}, "size": 32}  # a model with running means
-    result = dynamixer.train(config(**options, precision=precision, limit_train=192, holdout=0.0), tmp_path / "run")
-    assert result.steps == 6
-    assert result.skipped == 2
-    assert poison.changed == [True, False, True, True, False, True]
-    rows = list(csv.DictReader((tmp_path / "run/metrics.csv").read_text().splitlines()))
-    assert [row["skipped"] for row in rows] == ["1", "2"]
-    assert all(math.isfinite(float(row["train_loss"])) for row in rows)
+    options |= {"precision": precision, "accumulate": accumulate, "limit_train": 192, "holdout": 0.0, "track": "none"}
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        poison = Poison(patch, steps, where)
+        result = dynamixer.train(config(**options), Path(folder, "run"))
+        rows = list(csv.DictReader(Path(folder, "run/metrics.csv").read_text().splitlines()))
+    assert (result.steps, result.skipped) == (6, len(steps))
+    assert poison.changed == [number not in steps for number in range(6)]
+    assert [row["skipped"] for row in rows] == [str(len(steps & set(range(3)))), str(len(steps))]
+    assert all(math.isfinite(float(row["train_loss"])) or steps for row in rows)
+
+
+def test_processes_leave_a_step_out_together(tmp_path):
+    """What is not finite on one of two processes only."""
+    script = Path(__file__).with_name("poisoned.py")
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(script),
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        launch, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert one == two
+    assert one["changed"] == [True, False, False, False, True, True]
+    assert one["skipped"] == 3
 
 
 def test_ten_such_steps_in_a_row_stop_the_run_with_the_last_finite_checkpoint(tmp_path, monkeypatch):
