@@ -61,7 +61,7 @@ class Bare:
         for number in range(first, first + steps):
             pictures, labels, _ = self.batches[number % len(self.batches)]
             self.scheduler.step_update(number)
-            with self.engine._autocast():
+            with self.engine.replica.autocast():
                 logits = self.model(pictures)
             loss: Any = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
             loss.backward()
@@ -95,7 +95,7 @@ def main() -> None:
         engine = made(config, f"{out}/run")
         bare = Bare(engine, [batch for batch, _ in zip(engine.course.batches(0), range(options.steps), strict=False)])
         loader, meter = engine.course.batches(0), Meter("", 10**9, None)
-        engine.task.train()
+        engine.replica.task.train()
         pairs = []
         for number in range(options.steps):
             with contextlib.redirect_stderr(io.StringIO()):

@@ -38,4 +38,4 @@ class Poison:
     @staticmethod
     def picture_of(run):
         tensors, _ = engine.optimizer_state.take(run.optimizer)
-        return {key: value.clone() for key, value in (run._tensors() | tensors).items()}
+        return {key: value.clone() for key, value in (run.replica.tensors() | tensors).items()}

@@ -12,10 +12,10 @@ class RunError(RuntimeError):
     """The request was sound and could not be carried out: a full disk, a loss that is not finite."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], listed_by: str = "dynamixer models") -> str:
     """The end of an error message about an unknown name: the nearest known one, or all of them when they are few."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if near:
         return f"did you mean {near[0]!r}?"
-    return f"known: {', '.join(known)}" if len(known) <= 40 else "`dynamixer models` lists what there is"
+    return f"known: {', '.join(known)}" if len(known) <= 40 else f"`{listed_by}` lists what there is"

@@ -19,13 +19,18 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def curves_picture(rows: Sequence[dict[str, Any]], title: str) -> Figure:
-    """Loss and accuracy by epoch, from the rows of metrics.csv."""
+def short(name: str, length: int = 28) -> str:
+    """A name that fits beside a picture."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def curves_picture(rows: Sequence[dict[str, Any]], title: str, training: str = "augmented") -> Figure:
+    """Loss and accuracy by epoch, from the rows of metrics.csv; `training` says what is special about the training figures."""
     figure = _figure(9, 3.6)
     epochs = [row["epoch"] for row in rows]
     parts = (("loss", "cross-entropy (nats)", "loss"), ("top1", "top-1 accuracy (%)", "accuracy"))
     for axes, (key, label, name) in zip(figure.subplots(1, 2), parts, strict=True):
-        for prefix, colour, who in (("train", TRAIN, "training, augmented"), ("val", HELD, "held out")):
+        for prefix, colour, who in (("train", TRAIN, f"training ({training})"), ("val", HELD, "held out")):
             values = [row.get(f"{prefix}_{key}") for row in rows]
             if all(value is not None for value in values):
                 axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=who)
@@ -41,7 +46,7 @@ def curves_picture(rows: Sequence[dict[str, Any]], title: str) -> Figure:
 def confusion_picture(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     """The confusion matrix [true, predicted], each row in percent of its class."""
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    n = len(classes)
+    n, classes = len(classes), [short(name) for name in classes]
     side = min(14.0, 3.2 + 0.55 * n)
     figure = _figure(side, side * 0.9)
     axes = figure.subplots()

@@ -1,4 +1,6 @@
 import itertools
+import pickle
+import random
 
 import numpy as np
 import pytest
@@ -53,6 +55,16 @@ def test_erasing_and_policies_are_timms():
 def test_an_unknown_crop_is_refused():
     with pytest.raises(dynamixer.UserError, match="rrc, pad, none"):
         Augmentation(crop="center")
+
+
+@pytest.mark.parametrize("crop", ["rrc", "pad", "none"])
+def test_augmentation_travels_to_workers_of_any_kind(crop):
+    transform = Augmentation(crop=crop).transform(Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3), (16, 16))
+    again = pickle.loads(pickle.dumps(transform))
+    torch.manual_seed(0), random.seed(0)
+    expected = transform(PICTURE)
+    torch.manual_seed(0), random.seed(0)
+    assert torch.equal(again(PICTURE), expected)
 
 
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "original", "augmix-m3-w3", "v0"])

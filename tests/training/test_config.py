@@ -56,6 +56,8 @@ def test_words_change_keys_by_their_type():
         ("precision=fp8", "one of fp32, bf16, fp16, fp64"),
         ("crop=center", "unknown crop"),
         ("warmup_epochs=10", "leave nothing of 10 epochs"),
+        ("epochs=1 cooldown_epochs=1", "leave nothing of 1 epochs"),
+        ("lr=2024-13-45", "lr=2024-13-45 cannot be read"),
         ("cooldown_epochs=9", "leave nothing of 10 epochs"),
         ("accumulate=3", "batch_size=128 cannot be cut into accumulate=3"),
         ("ema=1", "ema=1.0 is a decay"),
@@ -69,7 +71,7 @@ def test_words_change_keys_by_their_type():
 )
 def test_a_mistake_is_one_sentence(word, sentence):
     with pytest.raises(UserError, match=sentence):
-        TrainConfig().with_words([word])
+        TrainConfig().with_words(word.split(" "))
 
 
 def test_yaml_brings_every_configuration_back():

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from dynamixer.training import engine, folder
 from dynamixer.training.checkpoint import damage
 from poison import Poison
 
+# torch warns where a machine has fewer cores than workers
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 TINY = {"model_args": {"patch_size": 8, "depths": (1, 1), "dims": (16, 32), "segments": (2, 4)}, "lr": 5e-3}
 
 
@@ -231,6 +234,55 @@ def test_fp16_looks_for_its_scale_and_counts_that_apart(tmp_path, monkeypatch):
     assert poison.changed == [True, False, True, True, False, True]
 
 
+def test_fp16_stops_when_no_scale_helps_and_never_takes_a_step_that_is_not_finite(tmp_path, monkeypatch):
+    poison = Poison(monkeypatch, set(range(2, 99)), "gradient")
+    with pytest.raises(RunError, match="10 steps in a row"):
+        dynamixer.train(
+            config(precision="fp16", epochs=15, limit_train=192, holdout=0.0, clip_grad=None), tmp_path / "run"
+        )
+    assert poison.changed[:3] == [True, True, False]
+    assert not any(poison.changed[2:])
+    assert 25 < len(poison.changed) < 35  # sixteen halvings of the scale, then ten in a row
+
+
+def test_pictures_that_changed_since_the_run_was_begun_are_noticed(tmp_path, monkeypatch):
+    data = two_classes(tmp_path)
+    options = {"data": str(data), "limit_train": None, "batch_size": 4, "epochs": 2}
+    dynamixer.train(config(**options), tmp_path / "run")
+    (data / "cat/3.png").rename(data / "cat/33.png")
+    with pytest.raises(UserError, match=r"does not hold the pictures that .* was begun with"):
+        dynamixer.train(config(**options), tmp_path / "run")
+    (data / "cat/33.png").rename(data / "cat/3.png")
+    assert dynamixer.train(config(**options), tmp_path / "run").data_wait is None
+    (data / "cat/3.png").unlink()
+    with pytest.raises(UserError, match="does not hold the pictures"):
+        dynamixer.train(config(**options), tmp_path / "run")
+
+
+def test_what_a_kill_left_half_written_is_no_run_and_is_cleared_away(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.config.yaml.abcdefgh.yaml").write_text("epo")
+    dynamixer.train(config(epochs=1), tmp_path / "run")
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+
+
+def test_a_folder_that_cannot_be_made_is_found_before_the_data_is_read(tmp_path):
+    with pytest.raises(UserError, match=r"no run folder can be made at /proc/run: .*; give another --out"):
+        dynamixer.train(config(data="nowhere"), "/proc/run")
+
+
+def test_if_no_held_out_picture_can_be_read_nothing_is_trained(tmp_path):
+    data = two_classes(tmp_path)
+    shutil.copytree(data, tmp_path / "both/train")
+    shutil.copytree(data, tmp_path / "both/val")
+    for path in (tmp_path / "both/val").rglob("*.png"):
+        path.write_bytes(b"broken")
+    with pytest.raises(UserError, match="none of the pictures held out of"):
+        dynamixer.train(
+            config(data=str(tmp_path / "both"), limit_train=None, batch_size=4, on_bad_image="skip"), tmp_path / "run"
+        )
+
+
 def test_accumulated_parts_give_the_step_of_the_whole_batch(tmp_path):
     runs = [
         dynamixer.train(config(accumulate=n, precision="fp64", holdout=0.0, epochs=1), tmp_path / str(n))
@@ -279,6 +331,9 @@ def test_a_teacher_is_listened_to(tmp_path, run):
     result = dynamixer.train(config(**options), tmp_path / "student")
     losses = [float(r["train_loss"]) for r in csv.DictReader((result.run / "metrics.csv").read_text().splitlines())]
     assert losses[1] < losses[0] < 1  # the divergence from a soft teacher, far below the cross-entropy of about 2
+    vit = dynamixer.train(config(model="test_vit", model_args={}, size=32, epochs=1, limit_train=64), tmp_path / "vit")
+    with pytest.raises(UserError, match=r"teacher .* does not take pictures of 30x30"):
+        dynamixer.train(config(teacher=str(vit.run), size=30), tmp_path / "other")
     with pytest.raises(UserError, match="knows other classes than the data"):
         dynamixer.train(config(teacher=str(run.run), data=str(two_classes(tmp_path))), tmp_path / "other")
 
@@ -335,6 +390,7 @@ def test_bad_pictures_are_skipped_counted_and_named_once_if_asked(tmp_path, caps
     held = dynamixer.train(config(**options | {"holdout": 0.5, "epochs": 1}), tmp_path / "held")
     said = capsys.readouterr().err
     assert said.count("without it: ") == 2
+    assert held.bad_images == 2
     assert held.top1 is not None
 
 

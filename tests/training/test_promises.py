@@ -25,7 +25,7 @@ import torch
 
 import dynamixer
 from dynamixer import RunError
-from dynamixer.training.checkpoint import Checkpoints, damage
+from dynamixer.training.checkpoint import Checkpoints, damage, state_of
 from dynamixer.training.world import World
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +78,9 @@ def final(run):
     """Everything that has to be the same to the bit: weights, averages, optimiser, counters, metrics, the choice of the best."""
     last = sorted((run / "checkpoints").glob("step-*"))[-1]
     files = [run / "best.safetensors", run / "last.safetensors", run / "metrics.csv", last / "manifest.json"]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files} | {"last": last.name}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files} | {
+        "last": last.name.split(".")[0]
+    }
 
 
 def words(workers, accumulate, *more):
@@ -143,7 +145,7 @@ def test_kill_9_at_any_moment_loses_not_a_bit(whole, setting, tmp_path):
     assert inside >= kills // 5, "too few kills hit a checkpoint that was being written"
 
 
-STOPS = [(signal.SIGTERM, 143, SETTINGS[0]), (signal.SIGINT, 130, SETTINGS[1])]
+STOPS = [(signal.SIGTERM, 143, SETTINGS[1]), (signal.SIGINT, 130, SETTINGS[1])]  # with workers, which hear it too
 
 
 @pytest.mark.timeout(3600 if LONG else 300)
@@ -222,6 +224,27 @@ def test_every_damage_is_found_and_the_checkpoint_before_is_used(saved, capsys):
     assert saved.latest() == older
     assert "step-00000003 is damaged" in capsys.readouterr().err
     assert saved.steps() == [older]
+
+
+@pytest.mark.parametrize("fault", ["none", "rename"])
+def test_a_step_that_is_saved_again_keeps_its_first_checkpoint_until_the_second_is_there(saved, monkeypatch, fault):
+    before = saved.steps()
+    with monkeypatch.context() as patch:
+        if fault == "rename":
+            patch.setattr(os, "rename", lambda *paths: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
+            with pytest.raises(RunError, match="no space left"):
+                saved.save(3, {"model.a": torch.ones(3)}, {"again": True})
+    if fault == "rename":
+        assert saved.steps() == before
+        assert saved.latest() == before[0]
+        return
+    for again in (1, 2):
+        saved.save(3, {"model.a": torch.ones(3)}, {"again": again})
+        assert saved.latest().name == f"step-00000003.{again}"
+        assert state_of(saved.latest()) == {"again": again}
+        assert len(saved.steps()) == 2
+    saved.save(4, {"model.a": torch.ones(3)}, {})
+    assert saved.latest().name == "step-00000004"
 
 
 def test_if_all_are_damaged_nothing_is_touched(saved):
@@ -373,6 +396,42 @@ def test_shards_resume_on_another_number_of_processes(tmp_path):
     assert max(float((a[key] - b[key]).abs().max()) for key in a) < 1e-6
     for path in (out / "checkpoints").rglob("*"):
         assert path.is_dir() or path.suffix in (".json", ".safetensors")
+
+
+@pytest.mark.heavy
+def test_three_processes_and_running_means_resume_to_the_bit(tmp_path):
+    """Sums of three depend on their order, and running means on the process that saw the pictures."""
+    wanted = ["model=test_resnet", "ema=0.9", "size=32", "crop=pad", "warmup_epochs=0"]
+    base = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=3",
+        "-m",
+        "dynamixer",
+        "train",
+    ]
+    base += [*WRITES, *wanted, "batch_size=30"]
+
+    def launch(out):
+        return subprocess.Popen(
+            [*base, "--out", str(out)], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    whole = launch(tmp_path / "whole")
+    assert whole.wait(240) == 0, whole.communicate()[1][-3000:]
+    whole.communicate()
+    broken = launch(tmp_path / "broken")
+    while newest(tmp_path / "broken") < "step-00000003":
+        time.sleep(0.002)
+        assert broken.poll() is None, broken.stderr.read()
+    kill_all(broken)
+    again = launch(tmp_path / "broken")
+    _, stderr = again.communicate(timeout=240)
+    assert again.returncode == 0, stderr[-3000:]
+    assert "resuming after step" in stderr
+    assert final(tmp_path / "broken") == final(tmp_path / "whole")
 
 
 @pytest.mark.heavy

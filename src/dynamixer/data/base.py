@@ -72,10 +72,14 @@ class Splits:
     @classmethod
     def of(cls, found: Mapping[str, Source], name: str) -> "Splits":
         """The splits of the data set `name`, which have to have the same classes."""
-        named = {source.classes for source in found.values()}
-        if len(named) > 1:
-            counts = " / ".join(str(len(source.classes)) for source in found.values())
-            raise UserError(f"the splits of {name} have different classes: {counts} of them.")
+        named = {split: set(source.classes) for split, source in found.items()}
+        for split, classes in named.items():
+            for other, others in named.items():
+                if alone := sorted(classes - others):
+                    missing = f"{alone[0]!r} is in {split} and not in {other}"
+                    raise UserError(f"the splits of {name} have different classes: {missing}.")
+        if len({source.classes for source in found.values()}) > 1:
+            raise UserError(f"the splits of {name} number their classes in different orders.")
         return cls(**found)
 
     def named(self) -> dict[str, Source]:

@@ -16,6 +16,7 @@ from dynamixer.data.decode import BadImage
 from dynamixer.data.preprocess import Augmentation, Preprocessing
 from dynamixer.data.sources import Source
 
+GRACE = 30  # seconds that a worker outlives a SIGTERM: the main process may want its pictures for one more step
 KEEP_BYTES = 2**30  # pictures that take less than this as pixels are decoded once and kept
 
 
@@ -300,14 +301,16 @@ def training_loader(pictures: TrainingPictures, keys: RunKeys | Sequence[list[Ke
     )
 
 
-def evaluation_loader(pictures: EvaluationPictures, batch_size: int, workers: int) -> DataLoader[Batch]:
-    """All pictures in their order; workers stay for the next pass."""
+def evaluation_loader(
+    pictures: EvaluationPictures, batch_size: int, workers: int, *, patient: bool = False
+) -> DataLoader[Batch]:
+    """All pictures in their order; workers stay for the next pass, and `patient` ones outlive a signal for a while."""
     return DataLoader(
         pictures,
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_worker_signals,
+        worker_init_fn=_worker_signals if patient else None,
         persistent_workers=workers > 0,
     )
 
@@ -317,6 +320,6 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _worker_signals(worker: int) -> None:
-    """Ctrl-C reaches the whole process group: the main process decides what becomes of it."""
+    """Ctrl-C, and SIGTERM from a scheduler, reach the whole process group: the main process decides what becomes of it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))  # then it ends, whatever became of the main process

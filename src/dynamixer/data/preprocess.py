@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -124,7 +125,7 @@ class Augmentation:
             ) from None
         if self.crop != "rrc":
             crop = [transforms.RandomCrop(size, padding=max(size) // 8)] if self.crop == "pad" else []
-            composed.transforms[0:1] = [lambda picture: self.resized(picture, preprocessing, size), *crop]
+            composed.transforms[0:1] = [partial(self.resized, preprocessing=preprocessing, size=size), *crop]
         return composed
 
     @property

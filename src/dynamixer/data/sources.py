@@ -43,12 +43,14 @@ class FolderSource(Source):
                 labels += [len(classes)] * len(pictures)
                 classes.append(folder.name)
                 self.paths += pictures
+            else:
+                log(f"the folder {folder} has no pictures: it is not taken for a class")
         if not self.paths:
             loose = any(p.suffix.lower() in SUFFIXES for p in root.iterdir())
             hint = " (the pictures lie loose; put each class into a folder of its own)" if loose else ""
             raise UserError(f"{root} has no class folders with pictures{hint}.")
         if self.unused:
-            log(f"left out {len(self.unused)} files that are not pictures, the first is {self.unused[0]}")
+            log(f"left out what is not a picture: {len(self.unused)} in {root}, the first is {self.unused[0]}")
         super().__init__(str(root), classes, labels)
 
     def encoded(self, index: int) -> bytes:

@@ -67,13 +67,16 @@ class Checkpoints:
         (aside / MANIFEST).write_text(_manifest(aside), encoding="utf-8")
         for path in [*aside.iterdir(), aside]:
             _sync(path)
-        final = self.folder / f"step-{step:08d}"
-        if final.exists():  # the same step of the same run, written before a stop
-            shutil.rmtree(final)
-        os.rename(aside, final)
+        os.rename(aside, self._place(step))
         _sync(self.folder)
         for old in self.steps()[KEPT:]:
             shutil.rmtree(old)
+
+    def _place(self, step: int) -> Path:
+        """Where a new checkpoint goes; one of the same step, from before a stop, stays until the new one is there."""
+        name = f"step-{step:08d}"
+        before = [int(path.suffix[1:] or 0) for path in self.folder.glob(f"{name}*")]
+        return self.folder / (f"{name}.{max(before) + 1}" if before else name)
 
     def latest(self) -> Path | None:
         """The newest checkpoint that is whole; damaged ones are named, and removed when an older one stands in.
@@ -112,17 +115,19 @@ class Checkpoints:
 
     def _together(self, work: Callable[[], Any], *, alone: bool = False) -> None:
         """Do it, on the main process `alone` or on all, and fail on all if it fails on one."""
-        problem = ""
-        if self.world.main or not alone:
+
+        def explained() -> None:
             try:
                 work()
             except OSError as error:
-                problem = reason(error)
+                raise self._failed(reason(error)) from None
             except (safetensors.SafetensorError, CheckpointException) as error:
-                problem = str(error).strip().splitlines()[-1]
-        problems = [text for text in self.world.gather(problem) if text]
-        if problems:
-            raise RunError(f"a checkpoint could not be written to {self.folder}: {problems[0]}; the one before stays.")
+                raise self._failed(str(error).strip().splitlines()[-1]) from None
+
+        (self.world.alone if alone else self.world.together)(explained)
+
+    def _failed(self, why: str) -> RunError:
+        return RunError(f"a checkpoint could not be written to {self.folder}: {why}; the one before stays.")
 
 
 def state_of(path: Path) -> dict[str, Any]:

@@ -102,7 +102,8 @@ class TrainConfig:
                 raise UserError(f"model.{key} cannot be set: {instead}.")
         if any(size < 1 for size in self.sizes):
             raise UserError(f"sizes={list(self.sizes)} are picture sizes in pixels: above 0.")
-        if self.warmup_epochs + self.cooldown_epochs >= self.epochs > 1:
+        warmup = self.warmup_epochs if self.epochs > 1 else 0
+        if warmup + self.cooldown_epochs >= self.epochs:
             raise UserError(
                 f"warmup_epochs={self.warmup_epochs} and cooldown_epochs={self.cooldown_epochs} leave nothing of "
                 f"{self.epochs} epochs."
@@ -201,7 +202,7 @@ def values_of(words: typing.Iterable[str]) -> dict[str, Any]:
             raise UserError(f"{word!r} is not a key=value word.")
         try:
             values[key] = text if _TYPES.get(key) in (str, str | None) and text != "none" else yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # a ValueError for a date that does not exist
             raise UserError(f"{word} cannot be read: a number, true, false, a word or a [list] is expected.") from None
     return values
 
@@ -209,7 +210,9 @@ def values_of(words: typing.Iterable[str]) -> dict[str, Any]:
 def _typed(key: str, value: Any) -> Any:
     """A value of the type that the key has."""
     if key not in _TYPES or key == "model_args":
-        raise UserError(f"unknown key {key!r}: {did_you_mean(key, set(_TYPES) - {'model_args'})}")
+        raise UserError(
+            f"unknown key {key!r}: {did_you_mean(key, set(_TYPES) - {'model_args'}, 'dynamixer train --help')}"
+        )
     wanted = _TYPES[key]
     options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
     if type(None) in options and (value is None or str(value).lower() in ("none", "null", "")):

@@ -8,12 +8,10 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from dynamixer.data.loading import (
@@ -22,16 +20,18 @@ from dynamixer.data.loading import (
     evaluation_loader,
     random_state,
 )
+from dynamixer.data.sources import open_data
 from dynamixer.device import resolve_device
 from dynamixer.errors import RunError, UserError
 from dynamixer.evaluate import Metrics, Tally, tally
 from dynamixer.logs import log
 from dynamixer.progress import Meter, progress
-from dynamixer.training import optimizer_state, sharding
+from dynamixer.training import optimizer_state
 from dynamixer.training.checkpoint import Checkpoints, state_of
 from dynamixer.training.config import TrainConfig
 from dynamixer.training.folder import RunFolder
-from dynamixer.training.objective import dtype_of, make_mixup, make_task
+from dynamixer.training.objective import dtype_of, make_mixup
+from dynamixer.training.replica import Replica
 from dynamixer.training.setup import Course, Data, Network, build_network, check_folder, check_sizes, prepare_data
 from dynamixer.training.state import Result, State
 from dynamixer.training.stopping import Stopping
@@ -58,13 +58,15 @@ def train(config: TrainConfig, out: str | Path, *, resume: str = "auto") -> Resu
     if resume not in ("auto", "never"):
         raise UserError(f"unknown resume {resume!r}: it is auto or never.")
     check_trackers(config.track)
+    torch.backends.cudnn.deterministic = True
     with (
         world(resolve_device(config.device), needed=config.parallel == "fsdp2") as members,
         random_state(config.seed),
         Stopping() as stopping,
     ):
-        check_folder(run, config, resume)
-        members.gather(None)  # no process writes before all have looked
+        members.together(lambda: check_folder(run, config, resume))  # nobody writes before all have looked
+        if members.size > 1:
+            members.alone(lambda: open_data(config.data))  # what has to be downloaded is, once
         data = prepare_data(config)
         torch.manual_seed(config.seed)
         network = build_network(config, len(data.train.classes))
@@ -81,33 +83,21 @@ class _Run:
         self, config: TrainConfig, run: Path, members: World, data: Data, network: Network, stopping: Stopping
     ):
         self.config, self.world, self.data, self.network, self.stopping = config, members, data, network, stopping
-        self.sharded = config.parallel == "fsdp2"
         self.course = Course(config, data, network, members)
-        model = network.model
-        self.ema = None
-        if config.ema is not None:
-            self.ema = ModelEmaV3(model, decay=config.ema, use_warmup=True, foreach=not self.sharded)
-        self.plain = (
-            sharding.shard(model, self.ema) if self.sharded else None
-        )  # an unsharded copy, to evaluate and save
-        self.model = model
-        self.task = make_task(config, model, data.train.classes, members.device)
-        if config.compile:
-            self.task.compile()
-        if members.size > 1 and not self.sharded:
-            self.task.prepare_distributed(device_ids=[members.device.index] if members.device.type == "cuda" else None)
-        self.optimizer, self.scheduler = self.course.optimizer(model)
+        self.replica = Replica(config, network, data.train.classes, members)
+        self.model = network.model
+        self.optimizer, self.scheduler = self.course.optimizer(self.model)
         self.scaler = torch.amp.GradScaler(members.device.type, enabled=config.precision == "fp16")
         self.mixup = make_mixup(config, len(data.train.classes))
-        self.state = State()
-        self.checkpoints = Checkpoints(run, members, sharded=self.sharded)
+        self.state, self.fingerprint = State(bad=list(data.unread)), data.fingerprint()
+        self.checkpoints = Checkpoints(run, members, sharded=self.replica.sharded)
         self.folder = RunFolder(run, config, members, data, network)
         self.val_loader = None
         if data.val is not None and data.val_indices is not None:
             self.val_numbers = data.val_indices[members.rank :: members.size]
             pictures = EvaluationPictures(data.val, network.preprocessing, self.val_numbers)
             part = max(1, 2 * config.batch_size // members.size)
-            self.val_loader = evaluation_loader(pictures, part, config.workers)
+            self.val_loader = evaluation_loader(pictures, part, config.workers, patient=True)
         self.waited, self.trained = 0.0, 0.0  # seconds
 
     def go(self) -> Result:
@@ -119,16 +109,18 @@ class _Run:
         tracker = open_trackers(
             config.track if self.world.main else "none", run=self.folder.run, config=config.to_dict()
         )
+        loader = self.course.batches(state.step)
         try:
-            loader = self.course.batches(state.step)
             while (epoch := len(state.rows)) < config.epochs and not self._out_of_patience():
                 self._train_epoch(epoch, loader)
                 metrics = self._validate(epoch)
                 tracker.epoch(self._close(epoch, metrics), (epoch + 1) * steps)
         finally:
             tracker.close()
+            loader.close()  # and with them their workers, whatever holds on to this object
+            self.val_loader = None
         found = Tally.from_dict(state.best_tally) if state.best_tally else None
-        self.folder.finish(state.rows, state.best, found)
+        self.world.alone(lambda: self.folder.finish(state.rows, state.best, found))
         best = state.rows[state.best]
         return Result(
             run=self.folder.run,
@@ -146,7 +138,7 @@ class _Run:
     def _train_epoch(self, epoch: int, loader: Iterator[Batch]) -> None:
         """The steps that are left of an epoch."""
         config, state, steps = self.config, self.state, self.course.steps
-        self.task.train()
+        self.replica.task.train()
         size = min(config.batch_size, len(self.data.train_indices))
         first = state.step - epoch * steps
         with progress(f"epoch {epoch + 1}/{config.epochs}", steps * size, done=first * size) as meter:
@@ -167,20 +159,23 @@ class _Run:
         sums = [0.0, 0.0, 0.0, 0.0]  # loss, right, seen, parts that are not finite
         for number, part in enumerate(self.course.mine):
             asked = time.perf_counter()
-            batch = next(loader)
+            batch = self._next(loader)
             waited += time.perf_counter() - asked
             self._note(batch.bad)
             last = number == len(self.course.mine) - 1
-            with contextlib.nullcontext() if last else self._no_sync():
+            with contextlib.nullcontext() if last else self.replica.no_sync():
                 loss, right, finite = self._part(batch, step, part)
             count = len(batch.labels)
             sums = [a + b for a, b in zip(sums, (loss * count, right, count, not finite), strict=True)]
+        sums[3] += not all(b.isfinite().all() for b in self.model.buffers() if b.is_floating_point())
         *sums, broken = self.world.sum(sums)
+        self.world.broadcast(
+            buffer for buffer in self.model.buffers() if buffer.is_floating_point()
+        )  # as DDP does later
         if self._update(broken > 0):
             state.sums = [a + b for a, b in zip(state.sums, sums, strict=True)]
         else:
-            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+            self.replica.put_buffers(buffers)
         state.step = step + 1
         self.waited += waited
         self.trained += time.perf_counter() - began
@@ -192,6 +187,12 @@ class _Run:
                 f"a smaller lr may help; {self.folder.run} keeps the last finite checkpoint."
             )
 
+    def _next(self, loader: Iterator[Batch]) -> Batch:
+        """The next part of a batch; a picture that cannot be read on one process stops all of them."""
+        got: list[Batch] = []
+        self.world.together(lambda: got.append(next(loader)))
+        return got[0]
+
     def _part(self, batch: Batch, step: int, part: int) -> tuple[float, int, bool]:
         """Forward and backward of one part of a step's batch: mean loss, right ones, and whether all was finite."""
         config, device = self.config, self.world.device
@@ -199,8 +200,8 @@ class _Run:
             pictures = batch.pictures.to(device, dtype_of(config), non_blocking=True)
             labels = batch.labels.to(device, non_blocking=True)
             mixed, target = self.mixup(pictures, labels) if self.mixup else (pictures, labels)
-            with self._autocast():
-                out = self.task(mixed, target)
+            with self.replica.autocast():
+                out = self.replica.task(mixed, target)
             loss: Tensor = out["loss"]
             self.scaler.scale(loss / len(self.course.mine)).backward()
         value = float(loss.detach())
@@ -215,15 +216,17 @@ class _Run:
             limit = math.inf if config.clip_grad is None else config.clip_grad
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
             broken = not math.isfinite(float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm))
-            if (
-                not broken or self.scaler.is_enabled()
-            ):  # with fp16 it is this that leaves a step out and lowers the scale
+            scale = self.scaler.get_scale()
+            if not broken:
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
+            elif self.scaler.is_enabled():
+                self.scaler.update(scale / 2 if scale >= 1 else scale)
+                if scale >= 1:  # it may have been too large for fp16: no fault yet
+                    self.optimizer.zero_grad()
+                    state.scaler_skips += 1
+                    return False
         self.optimizer.zero_grad()
-        if broken and self.scaler.is_enabled() and not lost:
-            state.scaler_skips += 1
-            return False
         if broken:
             state.skipped += 1
             state.skipped_in_a_row += 1
@@ -233,17 +236,8 @@ class _Run:
         if state.updates == 1:
             optimizer_state.take(self.optimizer)  # an optimiser that cannot be saved is found now, not hours later
         state.skipped_in_a_row = 0
-        if self.ema is not None:
-            self.ema.update(self.model, step=state.updates)
+        self.replica.average(state.updates)
         return True
-
-    def _autocast(self) -> torch.autocast:
-        kind = torch.float16 if self.config.precision == "fp16" else torch.bfloat16
-        return torch.autocast(self.world.device.type, kind, enabled=self.config.precision in ("bf16", "fp16"))
-
-    def _no_sync(self) -> Any:
-        module = self.task.get_trainable_module()
-        return module.no_sync() if hasattr(module, "no_sync") else contextlib.nullcontext()
 
     def _note(self, bad: tuple[str, ...]) -> None:
         """Count and name each bad picture once, over all processes."""
@@ -257,12 +251,8 @@ class _Run:
         """The held-out pictures under the weights that are kept: the averaged ones, where there are any."""
         if self.val_loader is None:
             return None
-        kept = self.model if self.ema is None else self.ema.module
-        if self.plain is not None:
-            self.plain.load_state_dict(sharding.whole(kept))
-            kept = self.plain
         found = tally(
-            kept,
+            self.replica.kept(),
             self.val_loader,
             device=self.world.device,
             images=len(self.val_numbers),
@@ -301,9 +291,8 @@ class _Run:
         if is_best:
             state.best = epoch
             state.best_tally = found.to_dict() if found is not None else {}
-        kept = self.model if self.ema is None else self.ema.module
-        weights = sharding.whole(kept) if self.sharded else kept.state_dict()
-        self.folder.write_epoch(state.rows, weights, metrics, best=is_best)
+        weights = self.replica.kept().state_dict()
+        self.world.alone(lambda: self.folder.write_epoch(state.rows, weights, metrics, best=is_best))
         self._save()
         return row
 
@@ -311,34 +300,31 @@ class _Run:
         late = len(self.state.rows) - 1 - self.state.best
         return 0 < self.config.patience <= late
 
-    def _tensors(self) -> dict[str, Tensor]:
-        kinds = {"model": self.model, **({"ema": self.ema.module} if self.ema is not None else {})}
-        return {f"{kind}.{key}": value for kind, module in kinds.items() for key, value in module.state_dict().items()}
-
     def _save(self) -> None:
-        self.folder.begin()
+        self.world.alone(self.folder.begin)
         if self.scaler.is_enabled():
             self.state.scaler = self.scaler.state_dict()
         tensors, scalars = optimizer_state.take(self.optimizer)
-        about = {"state": asdict(self.state), "optimizer": scalars, "processes": self.world.size}
-        self.checkpoints.save(self.state.step, self._tensors() | tensors, about)
+        about = {"state": vars(self.state), "optimizer": scalars, "data": self.fingerprint}
+        self.checkpoints.save(self.state.step, self.replica.tensors() | tensors, about)
 
     def _resume(self) -> None:
+        self.folder.take_up()
         found = self.checkpoints.latest()
         if found is None:
             return
         about = state_of(found)
-        into = self._tensors() | optimizer_state.places(self.optimizer, about["optimizer"])
+        if about["data"] != self.fingerprint:
+            raise UserError(
+                f"{self.config.data} does not hold the pictures that {self.folder.run} was begun with: give another --out "
+                "to train on what is there now."
+            )
+        into = self.replica.tensors() | optimizer_state.places(self.optimizer, about["optimizer"])
         tensors = self.checkpoints.load(found, into)
-        for kind, module in (("model", self.model), ("ema", self.ema.module if self.ema is not None else None)):
-            if module is not None:
-                module.load_state_dict(
-                    {k.removeprefix(f"{kind}."): v for k, v in tensors.items() if k.startswith(f"{kind}.")}
-                )
+        self.replica.load(tensors)
         optimizer_state.put(self.optimizer, tensors, about["optimizer"])
         for key, value in about["state"].items():
             setattr(self.state, key, value)
         if self.scaler.is_enabled() and self.state.scaler:
             self.scaler.load_state_dict(self.state.scaler)
-        self.folder.resumed()
         log(f"resuming after step {self.state.step}, from {found}")

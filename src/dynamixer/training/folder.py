@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from dynamixer.plots import (
 from dynamixer.progress import Meter
 from dynamixer.training.config import TrainConfig
 from dynamixer.training.report import write_report
-from dynamixer.training.setup import Data, Network, environment
+from dynamixer.training.setup import Data, Network, environment, is_leftover
 from dynamixer.training.world import World
 
 FIGURES = {  # the heading and what is seen
@@ -38,8 +39,8 @@ FIGURES = {  # the heading and what is seen
 class RunFolder:
     """config.yaml, environment.json, metrics.csv, timing.csv, weights, pictures and report.html of a run.
 
-    Only the main process writes. metrics.csv and the weights are the same, byte for byte, for every run of a configuration;
-    what is not (times, hosts, throughput) is in timing.csv and environment.json.
+    Only the main process calls what writes. metrics.csv and weights are the same, byte for byte, for every run of a
+    configuration; what is not (times, hosts, throughput) is in timing.csv and environment.json.
     """
 
     def __init__(self, run: Path, config: TrainConfig, world: World, data: Data, network: Network):
@@ -52,26 +53,39 @@ class RunFolder:
         """One sentence about what is going to run."""
         c, d = self.config, self.data
         held = 0 if d.val_indices is None else len(d.val_indices)
+        count = len(d.train_indices)
+        batch = min(c.batch_size, count)
+        steps = f"{count // batch} steps of {batch}" + (f" and {count % batch} left over" if count % batch else "")
+        if not held:
+            log("nothing is held out: the last epoch counts as the best")
         return (
             f"{self.network.name}, {self.parameters:,} parameters, {len(d.train.classes)} classes; "
-            f"{len(d.train_indices):,} training pictures, {held:,} held out; {c.epochs - done} of {c.epochs} epochs to go"
+            f"{count:,} training pictures ({steps} in each epoch), {held:,} held out; "
+            f"{c.epochs - done} of {c.epochs} epochs to go"
             f"{f'; {self.world.size} processes' if self.world.size > 1 else ''}; run folder {self.run}"
         )
 
+    def _curves(self, rows: list[dict[str, Any]]) -> Figure:
+        c = self.config
+        special = ["augmented", *(["smoothed labels"] if c.label_smoothing else [])]
+        special += [*(["mixed"] if c.mixup or c.cutmix else []), *(["with a teacher"] if c.teacher else [])]
+        return curves_picture(rows, self._title, ", ".join(special))
+
     def begin(self) -> None:
         """Write what the run is, before the first of its results: a run that fails earlier leaves no folder behind."""
-        if self.world.main and not self.begun:
-            write_text(self.run / "config.yaml", self.config.to_yaml())
-            about = json.dumps(environment(self.world.device, self.world.size), indent=2)
-            write_text(self.run / "environment.json", about + "\n")
+        if self.begun:
+            return
+        write_text(self.run / "config.yaml", self.config.to_yaml())
+        about = json.dumps(environment(self.world.device, self.world.size), indent=2)
+        write_text(self.run / "environment.json", about + "\n")
         self.begun = True
 
-    def resumed(self) -> None:
+    def take_up(self) -> None:
         """Take up the times of the run's earlier part, and clear away what a kill left half-written."""
         if not self.world.main:
             return
-        for path in self.run.glob(".*.*"):
-            if (self.run / path.name[1:].rsplit(".", 2)[0]).suffix and path.is_file():  # files.whole_file's names
+        for path in self.run.glob(".*"):
+            if is_leftover(path):
                 path.unlink()
         if (self.run / "timing.csv").exists():
             with (self.run / "timing.csv").open(encoding="utf-8", newline="") as file:
@@ -98,8 +112,6 @@ class RunFolder:
     ) -> None:
         """All that an epoch leaves, the weights first, so that metrics.csv never speaks of weights that are not there."""
         self.wrote = True
-        if not self.world.main:
-            return
         self.begin()
         trained = {
             "data": Path(self.config.data).name,
@@ -121,7 +133,7 @@ class RunFolder:
             )
         write_text(self.run / "metrics.csv", _csv(rows))
         write_text(self.run / "timing.csv", _csv(self.times))
-        self._picture("curves.png", curves_picture(rows, self._title))
+        self._picture("curves.png", self._curves(rows))
         row, rate = rows[-1], self.times[-1]["images_per_s"] if self.times else 0
         held = f"  held out {row['val_top1']:.2f} % (loss {row['val_loss']:.3f})" if "val_top1" in row else ""
         log(
@@ -131,11 +143,9 @@ class RunFolder:
 
     def finish(self, rows: list[dict[str, Any]], best: int, found: Tally | None) -> None:
         """The pictures of the best epoch, and the report; what an earlier call finished is left alone."""
-        if not self.world.main or (not self.wrote and (self.run / "report.html").exists()):
+        if not self.wrote and (self.run / "report.html").exists():
             return
-        figures = [
-            ("Curves", "Loss and accuracy by epoch.", self._picture("curves.png", curves_picture(rows, self._title)))
-        ]
+        figures = [("Curves", "Loss and accuracy by epoch.", self._picture("curves.png", self._curves(rows)))]
         headline: dict[str, object] = {"parameters": f"{self.parameters:,}", "best epoch": f"{best + 1} of {len(rows)}"}
         if found is not None:
             metrics, classes = found.metrics(), self.data.train.classes
@@ -173,7 +183,10 @@ class RunFolder:
         return f"{self.network.name} on {Path(self.config.data).name}"
 
     def _picture(self, name: str, figure: Figure) -> bytes:
-        with whole_file(self.run / name) as temporary:
+        with whole_file(self.run / name) as temporary, warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Glyph .* missing from font"
+            )  # drawn as boxes; report.html names them all
             figure.savefig(temporary, format="png")
         return (self.run / name).read_bytes()
 

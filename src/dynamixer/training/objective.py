@@ -1,5 +1,6 @@
 """What a step minimises: the loss, mixed pictures, a teacher. timm's tasks do the work."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,17 @@ class CrossEntropy(nn.Module):
         )
 
 
-def make_task(config: TrainConfig, model: nn.Module, classes: tuple[str, ...], device: torch.device) -> TrainingTask:
+def make_task(
+    config: TrainConfig,
+    model: nn.Module,
+    classes: tuple[str, ...],
+    sizes: Sequence[tuple[int, int]],
+    device: torch.device,
+) -> TrainingTask:
     """The model with its loss, and with a teacher if the configuration names one.
 
     Raises:
-        UserError: the teacher does not tell the same classes apart.
+        UserError: the teacher does not tell the same classes apart, or does not take pictures of one of the sizes.
     """
     criterion = CrossEntropy(0.0 if mixes(config) else config.label_smoothing)  # Mixup smooths the shares itself
     options: dict[str, Any] = {"device": device, "dtype": dtype_of(config), "verbose": False}
@@ -41,7 +48,7 @@ def make_task(config: TrainConfig, model: nn.Module, classes: tuple[str, ...], d
         return ClassificationTask(model, criterion, **options)
     return LogitDistillationTask(
         model,
-        _teacher(config.teacher, classes).to(device, dtype_of(config)),
+        _teacher(config.teacher, classes, sizes).to(device, dtype_of(config)),
         criterion,
         distill_loss_weight=config.distill,
         task_loss_weight=1 - config.distill,
@@ -67,15 +74,24 @@ def dtype_of(config: TrainConfig) -> torch.dtype:
     return torch.float64 if config.precision == "fp64" else torch.float32
 
 
-def _teacher(name: str, classes: tuple[str, ...]) -> nn.Module:
+def _teacher(name: str, classes: tuple[str, ...], sizes: Sequence[tuple[int, int]]) -> nn.Module:
     if Path(name).exists():
         checkpoint = load(name)
-        if checkpoint.classes != classes:
-            raise UserError(f"the teacher {name} knows other classes than the data: distillation needs the same ones.")
-        return checkpoint.model
-    try:
-        return create_model(name, pretrained=True, num_classes=len(classes))
-    except UserError:
-        raise
-    except Exception as error:  # whatever the hub, the network or the file does
-        raise RunError(f"the weights of the teacher {name} could not be had: {error}") from None
+        teacher, same = checkpoint.model, checkpoint.classes == classes
+    else:
+        try:
+            teacher = create_model(name, pretrained=True)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the hub, the network or the file does
+            raise RunError(f"the weights of the teacher {name} could not be had: {error}") from None
+        same = getattr(teacher, "num_classes", None) == len(classes)
+    if not same:
+        raise UserError(f"the teacher {name} knows other classes than the data: distillation needs the same ones.")
+    for size in {*sizes}:
+        try:
+            with torch.no_grad():
+                teacher.eval()(torch.zeros(1, 3, *size))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise UserError(f"the teacher {name} does not take pictures of {size[0]}x{size[1]}: {error}") from None
+    return teacher

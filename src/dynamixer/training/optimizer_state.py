@@ -22,6 +22,10 @@ def take(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     shapes: dict[str, Any] = {}
     scalars: dict[str, dict[str, Any]] = {}
     saved = optimizer.state_dict()
+    if more := set(saved) - {"state", "param_groups"}:
+        raise RunError(
+            f"{type(optimizer).__name__} keeps {', '.join(sorted(more))}, which checkpoints cannot hold: choose another opt."
+        )
     for number, entries in saved["state"].items():
         for key, value in entries.items():
             name = f"optimizer.{number}.{key}"

@@ -1,7 +1,7 @@
 """One function for each run that we stand for; its docstring holds command, hardware, time and accuracy."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from dynamixer.errors import UserError, did_you_mean
@@ -185,6 +185,8 @@ def recipe(name: str) -> TrainConfig:
         raise UserError(
             f"{name!r} names no ablation: write ablate:ROW or ablate:ROW:RECIPE, such as ablate:static:cifar10_nano."
         )
+    if name in {item.name for item in fields(TrainConfig)}:
+        raise UserError(f"{name!r} is a key and needs a value: write {name}=...")
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name!r}: {did_you_mean(name, [*RECIPES, 'ablate:ROW'])}")
     return RECIPES[name]()

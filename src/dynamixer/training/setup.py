@@ -1,8 +1,11 @@
 """What a run needs before its first step: data, a model, an optimiser and its schedule, all checked."""
 
+import hashlib
+import json
 import platform
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from dynamixer.data.loading import (
 from dynamixer.data.preprocess import Preprocessing
 from dynamixer.data.sources import Source, Splits, open_data
 from dynamixer.errors import UserError
+from dynamixer.files import reason
 from dynamixer.logs import log
 from dynamixer.models.checkpoint import create_model, load
 from dynamixer.training.config import TrainConfig
@@ -42,7 +46,17 @@ class Data:
     train_indices: np.ndarray
     val: Source | None
     val_indices: np.ndarray | None
-    unread: tuple[str, ...] = ()  # of the held-out pictures, with on_bad_image=skip
+    unread: tuple[str, ...] = ()  # sentences about held-out pictures, with on_bad_image=skip
+
+    def fingerprint(self) -> str:
+        """A digest of classes, labels, the pictures' names and who is held out: what a resumed run has to find again."""
+        digest = hashlib.sha256(json.dumps(self.train.classes).encode())
+        for source, indices in ((self.train, self.train_indices), (self.val, self.val_indices)):
+            if source is not None and indices is not None:
+                some = np.linspace(0, len(source) - 1, min(len(source), 10_000)).astype(int)
+                digest.update("\n".join(Path(source.title(int(i))).name for i in some).encode())
+                digest.update(source.labels.tobytes() + np.asarray(indices, np.int64).tobytes())
+        return digest.hexdigest()
 
 
 def prepare_data(config: TrainConfig) -> Data:
@@ -68,6 +82,8 @@ def prepare_data(config: TrainConfig) -> Data:
             val_indices, unread = readable(val, val_indices)
             for sentence in unread:
                 log(f"held out without it: {sentence}")
+            if not len(val_indices):
+                raise UserError(f"none of the pictures held out of {config.data} can be read.")
     return Data(splits.train, indices, val, val_indices, tuple(unread))
 
 
@@ -132,12 +148,17 @@ def _from_weights(
         args["drop_path_rate"] = config.drop_path
     model: Any = create_model(checkpoint.name, **(args | {"num_classes": len(checkpoint.classes)}))
     model.load_state_dict(checkpoint.model.state_dict())
+    log(
+        f"weights: {checkpoint.path}, {checkpoint.name} for {len(checkpoint.classes)} classes at {checkpoint.preprocessing.size}"
+    )
     if classes != len(checkpoint.classes):
+        log(f"the classifier is made anew for {classes} classes")
         model.reset_classifier(classes)
     other_size = config.size is not None and checkpoint.preprocessing.size != (config.size, config.size)
     if other_size and hasattr(model, "set_input_size"):
         model.set_input_size((config.size, config.size))
         args["img_size"] = config.size
+        log(f"the mixing is resampled for pictures of {config.size} px")
     return model, checkpoint.name, args, checkpoint.preprocessing
 
 
@@ -189,11 +210,12 @@ class Course:
             self.indices, seed=c.seed, epoch=epoch, batch_size=c.batch_size, sizes=self.sizes, repeats=c.repeats
         )
 
-    def batches(self, first: int) -> Iterator[Batch]:
+    def batches(self, first: int) -> Generator[Batch]:
         """The parts of this process of every step of the run from step `first` on."""
         c = self.config
         keys = RunKeys(self.keys, steps=self.steps, epochs=c.epochs, first=first, slices=self.slices, mine=self.mine)
-        return batches(training_loader(self.pictures, keys, c.workers)) if len(keys) else iter(())
+        if len(keys):
+            yield from batches(training_loader(self.pictures, keys, c.workers))
 
     def optimizer(self, model: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
         """Timm's optimiser and cosine schedule, whose learning rate is a function of the step alone."""
@@ -234,13 +256,24 @@ def saved_config(run: Path) -> TrainConfig | None:
     return TrainConfig().with_values(values)
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether it is a file that a kill left half-written (dynamixer.files.whole_file names it .NAME.xxxxxxxx.SUFFIX)."""
+    return path.is_file() and path.name.startswith(".") and path.name.count(".") >= 3
+
+
 def check_folder(run: Path, config: TrainConfig, resume: str) -> None:
     """Refuse a run folder that is in use for something else.
 
     Raises:
         UserError: it is not empty and not a run of this configuration, or is one and resuming is not wanted.
     """
-    if not run.exists() or (run.is_dir() and not any(run.iterdir())):
+    above = next(path for path in (run, *run.absolute().parents) if path.exists())
+    if above.is_dir():
+        try:
+            tempfile.TemporaryDirectory(dir=above).cleanup()
+        except OSError as error:
+            raise UserError(f"no run folder can be made at {run}: {reason(error)}; give another --out.") from None
+    if not run.exists() or (run.is_dir() and all(is_leftover(path) for path in run.iterdir())):
         return
     before = saved_config(run) if run.is_dir() else None
     if before is None:

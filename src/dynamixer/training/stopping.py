@@ -2,17 +2,23 @@
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any, NoReturn
 
 from dynamixer.logs import log
 
+PATIENCE = 2.0  # seconds
+
 
 class Stopping:
-    """While it is entered, the first SIGTERM or SIGINT is kept in `asked`; a second one acts at once."""
+    """While it is entered, SIGTERM and SIGINT are kept in `asked`; a second Ctrl-C, seconds later, acts at once.
+
+    A launcher forwards what the whole process group has already got: that second one is no new wish.
+    """
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.asked, self.when = 0, 0.0
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stopping":
@@ -30,8 +36,10 @@ class Stopping:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = number
-        self._restore()
+        if self.asked and number == signal.SIGINT and time.monotonic() - self.when > PATIENCE:
+            self._restore()
+            raise KeyboardInterrupt
+        self.asked, self.when = self.asked or number, self.when or time.monotonic()
 
     def stop(self, step: int) -> NoReturn:
         """Leave as the signal asks: KeyboardInterrupt for SIGINT, else exit code 143."""

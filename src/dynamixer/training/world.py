@@ -1,14 +1,15 @@
 """The processes of a run: one, or those that torchrun started."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from dynamixer.errors import UserError
+from dynamixer.errors import RunError, UserError
 from dynamixer.logs import quiet
 
 BACKENDS = {"cuda": "nccl", "xpu": "xccl"}
@@ -35,6 +36,37 @@ class World:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.on)
         dist.all_reduce(tensor)
         return tensor.tolist()
+
+    def alone(self, work: Callable[[], Any]) -> None:
+        """Let the main process do it, the others wait, and all fail if it fails.
+
+        Raises:
+            UserError, RunError: what it raised on the main process; a RunError on the others.
+        """
+        self.together(work if self.main else lambda: None)
+
+    def together(self, work: Callable[[], Any]) -> None:
+        """Do it on every process, and fail on all if it fails on one: nobody waits for a process that is gone.
+
+        Raises:
+            UserError, RunError: what it raised here; a RunError if it failed elsewhere.
+        """
+        problem: UserError | RunError | None = None
+        try:
+            work()
+        except (UserError, RunError) as error:
+            problem = error
+        failed = self.sum([problem is not None])[0]
+        if problem is not None:
+            raise problem
+        if failed:
+            raise RunError("another process could not go on; its own message says why.")
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the main one's values, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def gather(self, value: Any) -> list[Any]:
         """The value of every process, in their order."""
@@ -63,12 +95,15 @@ def world(device: torch.device, *, needed: bool) -> Iterator[World]:
         UserError: the device cannot be used by several processes.
     """
     made = (launched() or needed) and not dist.is_initialized()
+    if device.type in BACKENDS:  # random numbers and collectives take the device that is set
+        local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
+        if launched() and local >= there:
+            raise UserError(f"there are more processes than {device.type} devices on this machine, which has {there}.")
+        device = torch.device(device.type, local if launched() else device.index or 0)
+        torch.accelerator.set_device_index(device.index)
     if made:
         if device.type == "mps":
             raise UserError("several processes cannot share an mps device: train without torchrun, or with device=cpu.")
-        if device.type in BACKENDS:
-            device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
-            torch.accelerator.set_device_index(device.index)
         module: Any = dist  # its stubs leave the stores out
         alone = {} if launched() else {"store": module.HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group(BACKENDS.get(device.type, "gloo"), **alone)
