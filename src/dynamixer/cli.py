@@ -329,6 +329,9 @@ def _guarded(command: Callable[[], Any]) -> int:  # noqa: PLR0911 - one for each
     except MemoryError as error:
         click.echo(f"error: there is not enough memory: {error}", err=True)
         return FAILED
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("stopped; what was written before stays.", err=True)
+        return INTERRUPTED
     except RuntimeError as error:
         known = {"out of memory": "a smaller batch_size, accumulate=2 or grad_checkpointing=true needs less",
                  "DataLoader worker": "fewer workers need less memory"}  # fmt: skip
@@ -337,9 +340,6 @@ def _guarded(command: Callable[[], Any]) -> int:  # noqa: PLR0911 - one for each
             raise
         click.echo(f"error: {str(error).splitlines()[0]} ({advice[0]}).", err=True)
         return FAILED
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("stopped; what was written before stays.", err=True)
-        return INTERRUPTED
     return 0
 
 

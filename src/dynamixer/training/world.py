@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from dynamixer.errors import RunError, UserError
 from dynamixer.logs import quiet
 
+MEETING, WAITING = 60, 12 * 3600  # seconds: to find each other; for one that downloads, or writes pictures, meanwhile
 BACKENDS = {"cuda": "nccl", "xpu": "xccl"}
 
 
@@ -106,7 +108,10 @@ def world(device: torch.device, *, needed: bool) -> Iterator[World]:
             raise UserError("several processes cannot share an mps device: train without torchrun, or with device=cpu.")
         module: Any = dist  # its stubs leave the stores out
         alone = {} if launched() else {"store": module.HashStore(), "rank": 0, "world_size": 1}
-        dist.init_process_group(BACKENDS.get(device.type, "gloo"), **alone)
+        # Gloo's first connection can hang after a restart (seen in 2 of 10); torchrun starts anew what fails.
+        dist.init_process_group(BACKENDS.get(device.type, "gloo"), timeout=timedelta(seconds=MEETING), **alone)
+        set_timeout = getattr(module, "set_timeout", None) or module.distributed_c10d._set_pg_timeout
+        set_timeout(timedelta(seconds=WAITING), module.group.WORLD)
     try:
         found = World(device)
         with quiet(not found.main):
