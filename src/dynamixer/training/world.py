@@ -1,6 +1,8 @@
 """The processes of a run: one, or those that torchrun started."""
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,7 +15,7 @@ from torch import Tensor
 from dynamixer.errors import RunError, UserError
 from dynamixer.logs import quiet
 
-MEETING, WAITING = 60, 12 * 3600  # seconds: to find each other; for one that downloads, or writes pictures, meanwhile
+MEETING, WAITING = 300, 12 * 3600  # seconds: to find each other; for one that downloads, or writes pictures, meanwhile
 BACKENDS = {"cuda": "nccl", "xpu": "xccl"}
 
 
@@ -106,12 +108,7 @@ def world(device: torch.device, *, needed: bool) -> Iterator[World]:
     if made:
         if device.type == "mps":
             raise UserError("several processes cannot share an mps device: train without torchrun, or with device=cpu.")
-        module: Any = dist  # its stubs leave the stores out
-        alone = {} if launched() else {"store": module.HashStore(), "rank": 0, "world_size": 1}
-        # Gloo's first connection can hang after a restart (seen in 2 of 10); torchrun starts anew what fails.
-        dist.init_process_group(BACKENDS.get(device.type, "gloo"), timeout=timedelta(seconds=MEETING), **alone)
-        set_timeout = getattr(module, "set_timeout", None) or module.distributed_c10d._set_pg_timeout
-        set_timeout(timedelta(seconds=WAITING), module.group.WORLD)
+        _join(BACKENDS.get(device.type, "gloo"))
     try:
         found = World(device)
         with quiet(not found.main):
@@ -119,3 +116,39 @@ def world(device: torch.device, *, needed: bool) -> Iterator[World]:
     finally:
         if made:
             dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    module: Any = dist  # its stubs leave the stores out
+    if launched():
+        store, rank, size = next(module.rendezvous("env://", timeout=timedelta(seconds=MEETING)))
+        store = module.PrefixStore(_meet(store, rank, size), store)
+    else:
+        store, rank, size = module.HashStore(), 0, 1
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=WAITING))
+
+
+def _meet(store: Any, rank: int, size: int) -> str:
+    """A name for this meeting, the same on every process, that no meeting before a restart had.
+
+    torchrun keeps its store over restarts, and processes that find the addresses of dead ones there wait for ever. The first
+    process calls a name; the others answer with it until it has heard them all.
+    """
+    mine, deadline = uuid.uuid4().hex, time.monotonic() + MEETING
+    if rank == 0:
+        store.set("dynamixer/name", mine)
+    while time.monotonic() < deadline:
+        if rank == 0:
+            answers = [f"dynamixer/answer/{other}" for other in range(1, size)]
+            heard = [store.get(key).decode() for key in answers] if store.check(answers) else []
+            if len(heard) == size - 1 and all(answer.startswith(mine) for answer in heard):
+                store.set("dynamixer/met", " ".join([mine, *heard]))
+                return mine
+        else:
+            if store.check(["dynamixer/name"]):
+                store.set(f"dynamixer/answer/{rank}", f"{store.get('dynamixer/name').decode()}-{mine}")
+            met = store.get("dynamixer/met").decode().split() if store.check(["dynamixer/met"]) else [""]
+            if any(answer.endswith(mine) for answer in met):
+                return str(met[0])
+        time.sleep(0.02)
+    raise RunError(f"the {size} processes did not find each other within {MEETING} seconds.")
