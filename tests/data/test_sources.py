@@ -50,7 +50,7 @@ def test_class_folders(tmp_path, capsys):
     assert source.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert source.picture(1).getpixel((0, 0)) == (0, 20, 7)
     assert source.title(0).endswith("cat/0.png")
-    assert "left out 1 files that are not pictures" in capsys.readouterr().err
+    assert "left out what is not a picture: 1 in " in capsys.readouterr().err
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -254,7 +254,7 @@ def test_links_that_lead_nowhere_are_left_out(tmp_path, capsys):
     source = open_data(tmp_path).train
     assert len(source) == 6
     assert source.unused == [tmp_path / "cat" / "gone.png"]
-    assert "left out 1 files" in capsys.readouterr().err
+    assert "left out what is not a picture: 1 in " in capsys.readouterr().err
 
 
 def test_a_bad_picture_is_named(tmp_path):
