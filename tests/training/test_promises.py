@@ -136,13 +136,16 @@ def test_kill_9_at_any_moment_loses_not_a_bit(whole, setting, tmp_path):
         for _ in range(min(5, kills - done)):  # several kills in one run, and within one epoch
             if not kill_somewhere(start(out, *words(*setting)), out, moments[done % 5], rng):
                 break
+            within = (out / "checkpoints" / ".writing").exists()
+            if moments[done % 5] == "inside a write" and not within:
+                continue  # the rename was faster: this one does not count
             done += 1
-            inside += (out / "checkpoints" / ".writing").exists()
+            inside += within
         finish(out, *words(*setting))
         assert final(out) == final(whole(setting))
         assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
         shutil.rmtree(out)
-    assert inside >= kills // 5, "too few kills hit a checkpoint that was being written"
+    assert inside >= max(1, kills // 5), "too few kills hit a checkpoint that was being written"
 
 
 STOPS = [(signal.SIGTERM, 143, SETTINGS[1]), (signal.SIGINT, 130, SETTINGS[1])]  # with workers, which hear it too
@@ -337,7 +340,8 @@ def two_processes(tmp_path_factory):
 
 def test_the_number_of_processes_changes_neither_order_nor_loss(tmp_path):
     """World size 2, 1, 2 against 1 throughout: the same pictures in each step, losses within 1e-5 relative, in fp64."""
-    steps = ["precision=fp64", "limit_train=256", "batch_size=32", "epochs=25" if LONG else "epochs=3", "lr=1e-3"]
+    # One step an epoch: metrics.csv then has the loss of every step.
+    steps = ["precision=fp64", "limit_train=32", "batch_size=32", "epochs=200" if LONG else "epochs=12", "lr=1e-3"]
     finish(tmp_path / "one", *steps)
     stopped, phases = tmp_path / "changing", [2, 1, 2]
     for processes in phases[:-1]:
@@ -350,7 +354,7 @@ def test_the_number_of_processes_changes_neither_order_nor_loss(tmp_path):
     _, stderr = finish(stopped, *steps, processes=2)
     assert "resuming after step" in stderr
     one, changing = (table(run / "metrics.csv") for run in (tmp_path / "one", stopped))
-    assert len(one) == len(changing) >= 3
+    assert len(one) == len(changing) == (200 if LONG else 12)
     for a, b in zip(one, changing, strict=True):
         for key in ("train_loss", "val_loss"):
             assert math.isclose(float(a[key]), float(b[key]), rel_tol=1e-5)

@@ -184,9 +184,8 @@ class RunFolder:
 
     def _picture(self, name: str, figure: Figure) -> bytes:
         with whole_file(self.run / name) as temporary, warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "Glyph .* missing from font"
-            )  # drawn as boxes; report.html names them all
+            # A class name in a script that the font lacks is drawn as boxes.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
             figure.savefig(temporary, format="png")
         return (self.run / name).read_bytes()
 
