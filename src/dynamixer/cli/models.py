@@ -1,0 +1,38 @@
+"""`dynamixer models`."""
+
+import fnmatch
+
+import click
+
+from dynamixer.cli.common import EXIT_CODES, json_option, print_result
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("pattern", default="*")
+@json_option
+def models(pattern: str, as_json: bool) -> None:
+    """List the models with their size and work, those of plug-ins included; PATTERN such as '*_s' chooses."""
+    import timm  # noqa: PLC0415
+
+    import dynamixer  # noqa: PLC0415
+    from dynamixer.errors import UserError, did_you_mean  # noqa: PLC0415
+    from dynamixer.models import count  # noqa: PLC0415
+    from dynamixer.models.checkpoint import create_model  # noqa: PLC0415
+
+    known = [*timm.list_models(module="dynamixer"), *dynamixer.plugin_models]
+    names = sorted(set(fnmatch.filter(known, pattern)))
+    if not names:
+        raise UserError(f"no model matches {pattern!r}: {did_you_mean(pattern, known)}")
+    rows = []
+    for name in names:
+        model = create_model(name, device="meta")
+        parameters, multiply_adds = count(model)
+        size = model.default_cfg["input_size"][1]  # type: ignore[index]
+        about = (timm.model_entrypoint(name).__doc__ or "").splitlines()[0]
+        rows.append(
+            {"model": name, "parameters": parameters, "multiply_adds": multiply_adds, "size": size, "about": about}
+        )
+    rows.sort(key=lambda row: row["parameters"])
+    head = f"{'model':16}{'parameters':>12}{'multiply-adds':>16}{'pixels':>8}  about"
+    text = [f"{r['model']:16}{r['parameters']:12,}{r['multiply_adds']:16,}{r['size']:8}  {r['about']}" for r in rows]
+    print_result(as_json, {"models": rows}, "\n".join([head, *text]))
