@@ -1,0 +1,5 @@
+"""Speed: the kernel in training, the quickest way in inference, and how both are measured (docs/speed.md)."""
+
+from dynamixer.speed.kernel import use_kernel
+
+__all__ = ["use_kernel"]
