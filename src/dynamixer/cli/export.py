@@ -17,7 +17,9 @@ from dynamixer.cli.common import EXIT_CODES, json_option, print_result
     show_default=True,
     help="ONNX; OpenVINO (.xml and .bin); torch.export; or a folder as timm and Hugging Face read it.",
 )
-@click.option("--out", metavar="OUT", type=click.Path(path_type=Path), help="File or folder  [default: the model's name here]")
+@click.option(
+    "--out", metavar="OUT", type=click.Path(path_type=Path), help="File or folder  [default: the model's name here]"
+)
 @click.option(
     "--dynamic",
     type=click.Choice(["none", "batch", "all"]),
@@ -30,7 +32,7 @@ from dynamixer.cli.common import EXIT_CODES, json_option, print_result
 )
 @click.option("--int8", is_flag=True, help="Eight-bit weights and activations, calibrated on --data (openvino).")
 @json_option
-def export(model: str, format: str, out: Path | None, as_json: bool, data: tuple[str, ...], **options: Any) -> None:  # noqa: A002
+def export(model: str, format: str, out: Path | None, as_json: bool, data: tuple[str, ...], **options: Any) -> None:
     """Write MODEL, a run folder, checkpoint or hf-hub:OWNER/NAME, for other runtimes.
 
     \b

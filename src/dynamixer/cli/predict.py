@@ -69,7 +69,9 @@ def predict(
     if out is not None:
         if sheet is not None:
             raise UserError("--sheet draws a few pictures and --out writes many: give one of them.")
-        _many(paths, model, out, as_json, embeddings=embeddings, workers=workers or 0, engine=engine or "local", **options)
+        _many(
+            paths, model, out, as_json, embeddings=embeddings, workers=workers or 0, engine=engine or "local", **options
+        )
         return
     if embeddings or workers is not None or engine is not None:
         raise UserError("--embeddings, --workers and --engine go with --out PREDS.parquet.")

@@ -215,7 +215,8 @@ def _columns(schema: pa.Schema, name: str) -> tuple[str, str, list[str] | None]:
     labels = labels or [k for k in schema.names if k in LABEL_COLUMNS]
     if not images or not labels:
         raise UserError(
-            f"{name} has columns {', '.join(schema.names)}; an image column (struct of bytes and path) and a label column are needed."
+            f"{name} has columns {', '.join(schema.names)}; an image column (struct of bytes and path) "
+            "and a label column are needed."
         )
     names = features.get(labels[0], {}).get("names")
     return images[0], labels[0], [str(n) for n in names] if isinstance(names, list) and names else None

@@ -87,7 +87,10 @@ def compare(
         whole: the one batch size that the file takes; a short batch is filled up with zeros.
     """
     same, largest, total = 0, 0.0, 0
-    plan = [(size, list(numbers) if i == 0 else list(numbers[:: max(1, len(numbers) // 16)])) for i, size in enumerate(sizes)]
+    plan = [
+        (size, list(numbers) if i == 0 else list(numbers[:: max(1, len(numbers) // 16)]))
+        for i, size in enumerate(sizes)
+    ]
     with progress("comparing", sum(len(chosen) for _, chosen in plan)) as meter, torch.inference_mode():
         for size, chosen in plan:
             for batch in tensors(pictures, chosen, preprocessing.at(size), batches):

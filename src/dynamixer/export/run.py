@@ -42,7 +42,7 @@ class Exported:
 
 def export(
     model: str | Path,
-    format: str = "onnx",  # noqa: A002 - what it is called everywhere
+    format: str = "onnx",
     out: str | Path | None = None,
     *,
     dynamic: str = "batch",
@@ -81,7 +81,11 @@ def export(
     about = metadata(checkpoint, dynamic, batch_size, int8)
     pictures, numbers = real_pictures(data, INT8_COMPARED if int8 else COMPARED)
     log(f"tracing and writing {format}")
-    program = trace(checkpoint.model, (batch_size if dynamic == "none" else 1, len(preprocessing.mean), *preprocessing.size), dynamic)
+    program = trace(
+        checkpoint.model,
+        (batch_size if dynamic == "none" else 1, len(preprocessing.mean), *preprocessing.size),
+        dynamic,
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
@@ -126,7 +130,7 @@ def metadata(checkpoint: Checkpoint, dynamic: str, batch_size: int, int8: bool) 
 
 
 def _check(
-    format: str,  # noqa: A002
+    format: str,
     dynamic: str,
     batch_size: int,
     size: Any,
@@ -172,7 +176,9 @@ def _quantise(
     chosen = chosen[: max(batch, len(chosen) // batch * batch)]
     log(f"calibrating on {len(chosen)} pictures")
     quantised = quantise(
-        openvino.Core().read_model(stage), tensors(pictures, chosen, checkpoint.preprocessing, [batch]), len(chosen) // batch
+        openvino.Core().read_model(stage),
+        tensors(pictures, chosen, checkpoint.preprocessing, [batch]),
+        len(chosen) // batch,
     )
     save_openvino(quantised, stage.with_name("int8.xml"), about)
     for suffix in (".xml", ".bin"):
@@ -186,7 +192,9 @@ def _judge(found: Agreement, path: Path, int8: bool) -> None:
         RunError: with the figures.
     """
     said = f"the same top-1 for {found.same_top1} of {found.pictures} pictures, largest difference {found.max_difference:.2g}"
-    good = found.share >= INT8_SHARE if int8 else found.same_top1 == found.pictures and found.max_difference <= TOLERANCE
+    good = (
+        found.share >= INT8_SHARE if int8 else found.same_top1 == found.pictures and found.max_difference <= TOLERANCE
+    )
     if not good:
         asked = f"{INT8_SHARE} % of them" if int8 else f"all of them, and {TOLERANCE:g}"
         raise RunError(f"{path} was not kept: {said}; asked for are {asked}.")
@@ -202,5 +210,3 @@ def _keep(files: list[Path], path: Path) -> tuple[Path, ...]:
             os.fsync(written.fileno())
         os.replace(file, place)
     return tuple(places)
-
-

@@ -8,13 +8,14 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dynamixer.errors import RunError, UserError
@@ -60,7 +61,9 @@ class Job:
     def slices(self, part: int) -> list[range]:
         """The batches of a part, as numbers of pictures."""
         end = min(self.pictures, (part + 1) * self.part)
-        return [range(start, min(start + self.batch_size, end)) for start in range(part * self.part, end, self.batch_size)]
+        return [
+            range(start, min(start + self.batch_size, end)) for start in range(part * self.part, end, self.batch_size)
+        ]
 
     def differences(self, other: dict[str, Any]) -> str:
         """In words, what in `other` is not as here; "" if nothing."""
@@ -86,7 +89,9 @@ class Parts:
         try:
             written = json.loads(pq.read_schema(self.out).metadata[KEY])
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
-            raise UserError(f"{self.out} exists and was not written by this command: give --out another name.") from None
+            raise UserError(
+                f"{self.out} exists and was not written by this command: give --out another name."
+            ) from None
         if differences := self.job.differences(written):
             raise UserError(f"{self.out} was made with {differences}: delete it or give --out another name.")
         return True
@@ -162,21 +167,23 @@ class Parts:
         paths = [self.path(part) for part in range(self.job.parts)]
         schema = _without_reason(pq.read_schema(paths[0])).with_metadata({KEY: json.dumps(asdict(self.job)).encode()})
         with (
-            whole_file(self.folder / "joined.parquet") as temporary,
-            whole_file(self.folder / "joined.jsonl") as lines_temporary,
+            whole_file(self.folder / "joined.parquet") as joined,
+            whole_file(self.folder / "joined.jsonl") as bad_joined,
+            pq.ParquetWriter(joined, schema) as writer,
+            bad_joined.open("w", encoding="utf-8") as lines,
         ):
-            with pq.ParquetWriter(temporary, schema) as writer, lines_temporary.open("w", encoding="utf-8") as lines:
-                waiting: list[pa.Table] = []
-                for path in paths:
-                    part = pq.read_table(path)
-                    is_bad = pa.compute.is_valid(part["reason"])
-                    for one in part.filter(is_bad).select(["index", "picture", "reason"]).to_pylist():
-                        lines.write(json.dumps(one, ensure_ascii=False) + "\n")
-                    good = part.filter(pa.compute.invert(is_bad)).drop_columns(["reason"]).replace_schema_metadata(schema.metadata)
-                    rows, bad, waiting = rows + len(good), bad + len(part) - len(good), [*waiting, good]
-                    if sum(map(len, waiting)) >= ROWS or path is paths[-1]:
-                        writer.write_table(pa.concat_tables(waiting), row_group_size=ROWS * 2)
-                        waiting = []
+            waiting: list[pa.Table] = []
+            for path in paths:
+                part = pq.read_table(path)
+                is_bad = pc.is_valid(part["reason"])
+                for one in part.filter(is_bad).select(["index", "picture", "reason"]).to_pylist():
+                    lines.write(json.dumps(one, ensure_ascii=False) + "\n")
+                good = part.filter(pc.invert(is_bad)).drop_columns(["reason"])
+                rows, bad = rows + len(good), bad + len(part) - len(good)
+                waiting.append(good.replace_schema_metadata(schema.metadata))
+                if sum(map(len, waiting)) >= ROWS or path is paths[-1]:
+                    writer.write_table(pa.concat_tables(waiting), row_group_size=2 * ROWS)
+                    waiting = []
         os.replace(self.folder / "joined.jsonl", self.bad)
         os.replace(self.folder / "joined.parquet", self.out)
         return rows, bad
@@ -194,7 +201,7 @@ class Parts:
                     log(f"{self.folder} stays: {reason(error)}")
 
 
-def table(columns: dict[str, Sequence[Any]], *, top: int, width: int) -> pa.Table:
+def table(columns: Mapping[str, Sequence[Any]], *, top: int, width: int) -> pa.Table:
     """Rows of a part; `width` is that of the embeddings, 0 for none."""
     fields: dict[str, pa.DataType] = {
         "index": pa.int64(),
@@ -206,7 +213,9 @@ def table(columns: dict[str, Sequence[Any]], *, top: int, width: int) -> pa.Tabl
         **({"embedding": pa.list_(pa.float32(), width)} if width else {}),
         "reason": pa.string(),
     }
-    return pa.table({key: pa.array(columns[key], kind) for key, kind in fields.items()}, schema=pa.schema(fields.items()))
+    return pa.table(
+        {key: pa.array(columns[key], kind) for key, kind in fields.items()}, schema=pa.schema(fields.items())
+    )
 
 
 def _without_reason(schema: pa.Schema) -> pa.Schema:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -44,7 +45,7 @@ class Summary:
 
 
 class Batch(NamedTuple):
-    """Pictures [batch size, 3, height, width], zeros where one is bad or the slice is short; what they are called; what is wrong."""
+    """Pictures [batch size, 3, height, width], zeros where one is bad or the slice is short; their titles; what is wrong."""
 
     numbers: range
     pictures: Tensor
@@ -208,7 +209,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
 
 
 def _rows(out: Path) -> int:
-    return int(pa.parquet.read_metadata(out).num_rows)
+    return int(pq.read_metadata(out).num_rows)
 
 
 def _compute(
