@@ -10,6 +10,9 @@ import timm
 
 from dynamixer.errors import RunError, UserError
 from dynamixer.evaluate import evaluate
+from dynamixer.export import export
+from dynamixer.hub import push
+from dynamixer.many import predict_many
 from dynamixer.models import DynaMixer, count, load_official
 from dynamixer.models.checkpoint import Checkpoint, load
 from dynamixer.predict import predict
@@ -25,9 +28,12 @@ __all__ = [
     "UserError",
     "count",
     "evaluate",
+    "export",
     "load",
     "load_official",
     "predict",
+    "predict_many",
+    "push",
     "train",
 ]
 

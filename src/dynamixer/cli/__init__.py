@@ -17,8 +17,10 @@ import click
 from dynamixer.cli.common import EXIT_CODES, FAILED, INTERRUPTED, TERMINATED, USER_MISTAKE
 from dynamixer.cli.data import data
 from dynamixer.cli.evaluate import evaluate
+from dynamixer.cli.export import export
 from dynamixer.cli.models import models
 from dynamixer.cli.predict import predict
+from dynamixer.cli.push import push
 from dynamixer.cli.train import train
 
 
@@ -35,7 +37,7 @@ def cli() -> None:
     """
 
 
-for command in (train, evaluate, predict, models, data):
+for command in (train, evaluate, predict, export, push, models, data):
     cli.add_command(command)
 
 

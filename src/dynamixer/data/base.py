@@ -16,23 +16,11 @@ LABEL_COLUMNS = ("label", "labels", "class", "fine_label", "target")
 MOST_CLASSES = 10_000_000  # a label beyond is an identifier, not the number of a class
 
 
-class Source(ABC):
-    """Labelled pictures: `len(source)`, `source.labels`, `source.picture(i)`."""
+class Pictures(ABC):
+    """Pictures by number: `len(pictures)`, `pictures.title(i)`, `pictures.picture(i)`."""
 
-    def __init__(self, name: str, classes: Sequence[str], labels: Sequence[int] | np.ndarray):
-        self.name, self.classes = name, tuple(classes)
-        self.labels = np.asarray(labels, dtype=np.int64)
-        if not len(self.labels):
-            raise UserError(f"{name} has no pictures.")
-        if len(self.classes) < 2:
-            raise UserError(f"{name} has one class only ({self.classes[0]}): telling apart needs two or more.")
-        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
-            raise UserError(
-                f"{name} has labels from {self.labels.min()} to {self.labels.max()}, and {len(self.classes)} classes."
-            )
-
-    def __len__(self) -> int:
-        return len(self.labels)
+    @abstractmethod
+    def __len__(self) -> int: ...
 
     @abstractmethod
     def encoded(self, index: int) -> bytes | None:
@@ -59,6 +47,25 @@ class Source(ABC):
         encoded = self.encoded(index)
         assert encoded is not None, "a source of pixels has a `picture` of its own"
         return decode(encoded, name=self.title(index), at_least=at_least)
+
+
+class Source(Pictures):
+    """Labelled pictures: those, and `source.classes` and `source.labels`."""
+
+    def __init__(self, name: str, classes: Sequence[str], labels: Sequence[int] | np.ndarray):
+        self.name, self.classes = name, tuple(classes)
+        self.labels = np.asarray(labels, dtype=np.int64)
+        if not len(self.labels):
+            raise UserError(f"{name} has no pictures.")
+        if len(self.classes) < 2:
+            raise UserError(f"{name} has one class only ({self.classes[0]}): telling apart needs two or more.")
+        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
+            raise UserError(
+                f"{name} has labels from {self.labels.min()} to {self.labels.max()}, and {len(self.classes)} classes."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 @dataclass(frozen=True)

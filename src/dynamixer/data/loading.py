@@ -297,7 +297,7 @@ def training_loader(pictures: TrainingPictures, keys: RunKeys | Sequence[list[Ke
         batch_sampler=keys,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_worker_signals,
+        worker_init_fn=worker_signals,
     )
 
 
@@ -310,7 +310,7 @@ def evaluation_loader(
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_worker_signals if patient else None,
+        worker_init_fn=worker_signals if patient else None,
         persistent_workers=workers > 0,
     )
 
@@ -319,7 +319,7 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _worker_signals(worker: int) -> None:
+def worker_signals(worker: int) -> None:
     """Ctrl-C, and SIGTERM from a scheduler, reach the whole process group: the main process decides what becomes of it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))  # then it ends, whatever became of the main process

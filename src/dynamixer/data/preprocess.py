@@ -1,6 +1,7 @@
 """From a decoded picture to the tensor that a model reads: for evaluation here, for training with augmentation."""
 
 import itertools
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -48,7 +49,8 @@ class Preprocessing:
         if not all(type(side) is int and 0 < side <= MAX_SIDE for side in self.size):
             raise UserError(f"size {self.size} is not a height and a width between 1 and {MAX_SIDE} pixels.")
         numbers = (*self.mean, *self.std, self.crop_pct)
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(isinstance(n, int | float) for n in numbers):
+        known = all(isinstance(n, int | float) for n in numbers) and all(map(math.isfinite, numbers))
+        if len(self.mean) != 3 or len(self.std) != 3 or not known:
             raise UserError(f"mean {self.mean} and std {self.std} need a number for each of three channels.")
         if min(self.std) <= 0 or not 0 < self.crop_pct <= 1:
             raise UserError(f"std {self.std} has to be above 0, and crop_pct {self.crop_pct} above 0 and at most 1.")

@@ -209,23 +209,34 @@ def _first_word(path: Path) -> str:
 
 def _columns(schema: pa.Schema, name: str) -> tuple[str, str, list[str] | None]:
     """The image column, the label column and the class names, from Hugging Face's metadata or from the types."""
+    features = _features(schema)
+    images = image_columns(schema)
+    labels = [k for k, f in features.items() if f.get("_type") == "ClassLabel"]
+    labels = labels or [k for k in schema.names if k in LABEL_COLUMNS]
+    if not images or not labels:
+        raise UserError(
+            f"{name} has columns {', '.join(schema.names)}; an image column (struct of bytes and path) "
+            "and a label column are needed."
+        )
+    names = features.get(labels[0], {}).get("names")
+    return images[0], labels[0], [str(n) for n in names] if isinstance(names, list) and names else None
+
+
+def image_columns(schema: pa.Schema) -> list[str]:
+    """The columns that can hold encoded pictures: those that Hugging Face's metadata names, or all of such a type."""
+    by_type = {field.name: field.type for field in schema}
+    images = [k for k, f in _features(schema).items() if f.get("_type") == "Image"] or list(by_type)
+    return [k for k in images if _holds_bytes(by_type[k])]
+
+
+def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
+    """What Hugging Face's metadata says of each column."""
     features: dict[str, Any] = {}
     metadata = (schema.metadata or {}).get(b"huggingface")
     if metadata:
         with contextlib.suppress(ValueError, AttributeError, TypeError):  # without it the types of the columns tell
             features = dict(json.loads(metadata)["info"]["features"])
-    by_type = {field.name: field.type for field in schema}
-    features = {k: f for k, f in features.items() if isinstance(f, dict) and k in by_type}
-    images = [k for k, f in features.items() if f.get("_type") == "Image"] or list(by_type)
-    images = [k for k in images if _holds_bytes(by_type[k])]
-    labels = [k for k, f in features.items() if f.get("_type") == "ClassLabel"]
-    labels = labels or [k for k in by_type if k in LABEL_COLUMNS]
-    if not images or not labels:
-        raise UserError(
-            f"{name} has columns {', '.join(by_type)}; an image column (struct of bytes and path) and a label column are needed."
-        )
-    names = features.get(labels[0], {}).get("names")
-    return images[0], labels[0], [str(n) for n in names] if isinstance(names, list) and names else None
+    return {k: f for k, f in features.items() if isinstance(f, dict) and k in schema.names}
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

@@ -11,14 +11,15 @@ import re
 import tarfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
 
-from dynamixer.data.base import Source, numbered_classes
+from dynamixer.data.base import Pictures, Source, numbered_classes
 from dynamixer.data.decode import SUFFIXES, BadImage, check_bytes
 from dynamixer.errors import UserError
 from dynamixer.logs import log
@@ -41,10 +42,10 @@ class Shard:
     labels: list[str]
 
 
-class TarSource(Source):
+class TarPictures(Pictures):
     """Pictures in tar files, each read from its place. Of a million of them the index takes about 50 MB."""
 
-    def __init__(self, name: str, shards: Sequence[Shard], classes: Sequence[str], labels: np.ndarray):
+    def __init__(self, shards: Sequence[Shard]):
         self.files = [(shard.path, shard.stamp) for shard in shards]
         self.shard_of = np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.names) for shard in shards])
         self.offsets = np.concatenate([shard.offsets for shard in shards])
@@ -52,7 +53,9 @@ class TarSource(Source):
         names = [member for shard in shards for member in shard.names]
         self.names = b"".join(names)  # one string and the ends in it: a list of them would take three times the memory
         self.ends = np.cumsum([0, *map(len, names)])
-        super().__init__(name, classes, labels)
+
+    def __len__(self) -> int:
+        return len(self.offsets)
 
     def encoded(self, index: int) -> bytes:
         """The bytes of the member."""
@@ -71,6 +74,32 @@ class TarSource(Source):
         """The tar file and the member."""
         member = self.names[self.ends[index] : self.ends[index + 1]]
         return f"{self.files[self.shard_of[index]][0]}: {member.decode(errors='replace')}"
+
+
+class TarSource(TarPictures, Source):
+    """Labelled pictures in tar files."""
+
+    def __init__(self, name: str, shards: Sequence[Shard], classes: Sequence[str], labels: np.ndarray):
+        TarPictures.__init__(self, shards)
+        Source.__init__(self, name, classes, labels)
+
+
+def every_picture(path: Path) -> Shard:
+    """Where all pictures of a tar file lie, in its order, whatever else is in it and without labels.
+
+    Raises:
+        UserError: compressed, truncated or not a tar file.
+    """
+    with _sentences(path), path.open("rb") as file:
+        state = os.fstat(file.fileno())
+        pictures = [
+            (member.name.encode(errors="surrogateescape"), member.offset_data, member.size)
+            for member in _members(file, path)
+            if PurePosixPath(member.name).suffix.lower() in SUFFIXES
+        ]
+    names, offsets, sizes = zip(*pictures, strict=True) if pictures else ((), (), ())
+    stamp = state.st_size, state.st_mtime_ns
+    return Shard(path, stamp, [*names], np.array(offsets, dtype=np.int64), np.array(sizes, dtype=np.int64), [])
 
 
 def open_tars(files: Mapping[str, Sequence[Path]], name: str) -> dict[str, Source]:
@@ -123,21 +152,13 @@ class _Sample:
 
 def _read_shard(path: Path) -> Shard:
     samples: dict[tuple[str, str], _Sample] = {}
-    try:
-        with path.open("rb") as file:
-            state = os.fstat(file.fileno())
-            _refuse_compressed(path, file.read(8))
-            file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                for member in _members(archive, file, path):
-                    folder, _, base = member.name.rpartition("/")
-                    stem, _, ending = base.partition(".")
-                    if stem and member.isreg() and not member.issparse():
-                        _note(samples.setdefault((folder, stem), _Sample()), f".{ending.lower()}", member, path, file)
-    except UserError:
-        raise
-    except (tarfile.TarError, OSError, ValueError, RecursionError, OverflowError) as error:
-        raise UserError(f"{path} is not a whole tar file: {error}.") from None
+    with _sentences(path), path.open("rb") as file:
+        state = os.fstat(file.fileno())
+        for member in _members(file, path):
+            folder, _, base = member.name.rpartition("/")
+            stem, _, ending = base.partition(".")
+            if stem:
+                _note(samples.setdefault((folder, stem), _Sample()), f".{ending.lower()}", member, path, file)
     pictures = [(sample.picture, _label(sample)) for sample in samples.values() if sample.picture is not None]
     without = [picture.name for picture, label in pictures if label is None]
     if without:
@@ -157,14 +178,29 @@ def _read_shard(path: Path) -> Shard:
     )
 
 
-def _members(archive: tarfile.TarFile, file: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
-    """The headers one after the other; an archive without its end is refused, which tarfile itself does not do."""
-    while (member := archive.next()) is not None:
-        if member.size < 0:  # it would lead back to where it stands
-            raise UserError(f"{path} is damaged: {member.name} has a negative size.")
-        archive.members.clear()  # type: ignore[attr-defined] # else every header is kept
-        yield member
-    end = os.pread(file.fileno(), tarfile.BLOCKSIZE, archive.offset)
+@contextmanager
+def _sentences(path: Path) -> Iterator[None]:
+    """What a file that is no whole tar file raises, as one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (tarfile.TarError, OSError, ValueError, RecursionError, OverflowError) as error:
+        raise UserError(f"{path} is not a whole tar file: {error}.") from None
+
+
+def _members(file: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
+    """The headers of files one after the other; an archive without its end is refused, which tarfile itself does not do."""
+    _refuse_compressed(path, file.read(8))
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        while (member := archive.next()) is not None:
+            if member.size < 0:  # it would lead back to where it stands
+                raise UserError(f"{path} is damaged: {member.name} has a negative size.")
+            archive.members.clear()  # type: ignore[attr-defined] # else every header is kept
+            if member.isreg() and not member.issparse():
+                yield member
+        end = os.pread(file.fileno(), tarfile.BLOCKSIZE, archive.offset)
     if end != bytes(tarfile.BLOCKSIZE):
         raise UserError(f"{path} is truncated or damaged at byte {archive.offset:,}: write or download it again.")
 

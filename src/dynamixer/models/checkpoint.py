@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,9 +18,11 @@ import dynamixer.models.dynamixer  # registers the models with timm
 from dynamixer.data.preprocess import Preprocessing
 from dynamixer.errors import RunError, UserError, did_you_mean
 from dynamixer.files import whole_file
+from dynamixer.models.about import CONFIG, FORMAT, KEY, check_depths, from_config, from_header
+from dynamixer.models.download import HUB, WEIGHTS, fetch
 
-KEY, FORMAT = "dynamixer", 1
-MEMBERS = ("best.safetensors", "last.safetensors")  # of a run folder, in the order in which they are looked for
+MEMBERS = ("best.safetensors", "last.safetensors", WEIGHTS)  # of a run folder or the hub's, in the order of the search
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,14 @@ def save_checkpoint(
 
 
 def find_checkpoint(model: str | Path) -> Path:
-    """The file that MODEL means: a checkpoint, or the best one of a run folder.
+    """The file that MODEL means: a checkpoint, the best one of a run folder, or one of the hub.
 
     Raises:
         UserError: there is none.
+        RunError: it could not be downloaded.
     """
+    if str(model).startswith(HUB):
+        return fetch(str(model)) / WEIGHTS
     path = Path(model)
     if path.is_dir():
         for member in MEMBERS:
@@ -121,29 +125,38 @@ def find_checkpoint(model: str | Path) -> Path:
 
 
 def load(model: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint:
-    """Load a trained model by run folder or checkpoint, in evaluation mode.
+    """Load a trained model in evaluation mode: a run folder, a checkpoint, a folder as timm writes it, or hf-hub:OWNER/NAME.
+
+    The file may come from a stranger: it is read as data, and nothing in it is run.
 
     Raises:
         UserError: there is none, or the file is not one of ours, damaged, or of another model than it says.
+        RunError: it could not be downloaded.
     """
     path = find_checkpoint(model)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole safetensors file: {str(error).splitlines()[0]}") from None
-    about = _about(metadata, path)
-    built = create_model(about["model"], **about["model_args"])
-    try:
-        built.load_state_dict(weights)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:4]]
-        raise UserError(
-            f"{path} does not hold the weights of the {about['model']} it names: {' '.join(lines)}"
-        ) from None
-    if not all(math.isfinite(value.sum()) for value in weights.values() if value.is_floating_point()):
-        raise UserError(f"{path} holds weights that are not finite.")
+    except (
+        safetensors.SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        TypeError,
+    ) as error:
+        raise UserError(f"{path} is not a whole safetensors file: {(str(error).splitlines() or ['?'])[0]}") from None
+    if KEY in metadata:
+        about = from_header(metadata[KEY], path)
+    elif (path.parent / CONFIG).is_file() and path.name == WEIGHTS:
+        about = from_config(path.parent / CONFIG)
+    else:
+        raise UserError(f"{path} was not written by dynamixer: its header does not say which model it is of.")
+    _check_weights(weights, path)
+    check_depths(about, weights, path)
+    built = _built(about, weights, path)
     return Checkpoint(
         model=built.eval().to(device),
         name=about["model"],
@@ -155,31 +168,34 @@ def load(model: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint
     )
 
 
-def _about(metadata: dict[str, str], path: Path) -> dict[str, Any]:
-    if KEY not in metadata:
-        raise UserError(f"{path} was not written by dynamixer: its header does not say which model it is of.")
-    forbidden = {
-        "pretrained",
-        "pretrained_cfg",
-        "pretrained_cfg_overlay",
-        "checkpoint_path",
-        "cache_dir",
-        "features_only",
-    }
-    try:
-        about: dict[str, Any] = json.loads(metadata[KEY])
-        if about["format"] != FORMAT:
-            raise UserError(f"{path} has format {about['format']}; this version reads {FORMAT}: update dynamixer.")
-        about["preprocessing"] = Preprocessing.from_dict(about["preprocessing"])
-        args, classes = about["model_args"], about["classes"]
-        if not isinstance(args, dict) or forbidden.intersection(args):
-            raise UserError(f"{path} has model arguments that are not a model's options: {args}.")
-        if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
-            raise UserError(f"{path} has no list of class names in its header.")
-        if args.get("num_classes") != len(classes):
-            raise UserError(f"{path} names {len(classes)} classes for a model of {args.get('num_classes')}.")
-        return {key: about[key] for key in ("model", "model_args", "classes", "preprocessing", "trained")}
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} has a damaged header: {error!r}.") from None
+def _check_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    for key, value in weights.items():
+        if value.dtype not in FLOATS and (value.is_floating_point() or value.is_complex()):
+            raise UserError(
+                f"{path} holds weights of type {value.dtype} ({key}), and fp32, fp16, bf16 or fp64 are read."
+            )
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{path} holds weights that are not finite ({key}).")
+
+
+def _built(about: dict[str, Any], weights: Mapping[str, Tensor], path: Path) -> nn.Module:
+    """The model that a file describes, with the file's weights."""
+
+    def fill(model: nn.Module, *, assign: bool) -> None:
+        try:
+            expected = model.state_dict()
+            for key in expected.keys() & weights.keys():
+                if expected[key].is_floating_point() != weights[key].is_floating_point():
+                    raise RuntimeError(f"\n{key} is of type {weights[key].dtype}")
+            model.load_state_dict(weights, assign=assign)
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines()[1:4]]
+            raise UserError(
+                f"{path} does not hold the weights of the {about['model']} it names: {' '.join(lines)}"
+            ) from None
+
+    if about["model"].startswith("dynamixer_"):  # without memory first: a description may ask for any amount
+        fill(create_model(about["model"], **about["model_args"], device="meta"), assign=True)
+    built = create_model(about["model"], **about["model_args"])
+    fill(built, assign=False)
+    return built

@@ -203,10 +203,8 @@ class DynaMixer(nn.Module):
         if not self.enlarge:
             return self.patch_embed(x)
         (height, width), (native_h, native_w) = x.shape[-2:], self.img_size
-        scaled_h, scaled_w = (
-            -(-height * native_w // width),
-            -(-width * native_h // height),
-        )  # as the other side would ask
+        # As the other side would ask, rounded up; without negative numbers, which ONNX divides otherwise than Python.
+        scaled_h, scaled_w = (height * native_w + width - 1) // width, (width * native_h + height - 1) // height
         size: Any = (sym_max(sym_max(height, native_h), scaled_h), sym_max(sym_max(width, native_w), scaled_w))
         if not (same_length(size[0], height) and same_length(size[1], width)):  # to its own size it changes nothing
             x = F.interpolate(x, size, mode="bicubic", align_corners=False)

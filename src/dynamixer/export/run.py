@@ -1,0 +1,212 @@
+"""`dynamixer.export`: write, read back, compare, keep or not."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dynamixer.errors import RunError, UserError, did_you_mean
+from dynamixer.export.check import Agreement, compare, real_pictures, tensors
+from dynamixer.export.formats import RUNNERS, SUFFIXES, WRITERS, save_openvino, trace
+from dynamixer.export.int8 import quantise
+from dynamixer.files import reason
+from dynamixer.logs import log
+from dynamixer.models.checkpoint import Checkpoint, load
+
+FORMATS = tuple(WRITERS)
+DYNAMIC = ("none", "batch", "all")
+TOLERANCE = 1e-4  # of logits in fp32
+INT8_SHARE = 98.5  # percent of pictures on which int8 names the same class first
+COMPARED, INT8_COMPARED, CALIBRATED = 64, 1000, 300  # pictures
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how its answers compare with the model's."""
+
+    files: tuple[Path, ...]
+    format: str
+    dynamic: str
+    int8: bool
+    bytes: int
+    agreement: Agreement
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        about = {**asdict(self), "files": [str(file) for file in self.files]}
+        return {**about, "agreement": {**about["agreement"], "share": self.agreement.share}}
+
+
+def export(
+    model: str | Path,
+    format: str = "onnx",
+    out: str | Path | None = None,
+    *,
+    dynamic: str = "batch",
+    batch_size: int = 1,
+    size: int | tuple[int, int] | None = None,
+    data: Sequence[str | Path] | None = None,
+    int8: bool = False,
+) -> Exported:
+    """Write a trained model for other runtimes, run the file on real pictures, and keep it if it says what the model says.
+
+    Kept is a file whose logits differ by at most 1e-4 and whose likeliest class is the same for every picture; with `int8`
+    one that names the same class first for at least 98.5 % of the pictures. Class names and preprocessing are in its metadata,
+    one JSON object under the key "dynamixer".
+
+    Args:
+        model: a run folder, a checkpoint or hf-hub:OWNER/NAME.
+        format: "onnx"; "openvino", an .xml with the weights in a .bin beside it; "pt2", torch.export's own.
+        out: the file to write; by default the model's name in the current folder.
+        dynamic: what may differ from call to call: "none", "batch", or "all" for the batch and the picture's sides too.
+        batch_size: the one batch size of "none".
+        size: picture size in pixels of "none" and "batch", if not the model's own.
+        data: pictures to compare on, as `predict_many` takes them, and to calibrate on; those that ship by default.
+        int8: quantise the linear layers, after calibration on `data` ("openvino" only).
+
+    Raises:
+        UserError: what was asked for does not go together, or a library is missing.
+        RunError: the file says something else than the model (it is not kept), or it cannot be written.
+    """
+    _check(format, dynamic, batch_size, size, int8, data)
+    checkpoint = load(model)
+    preprocessing = checkpoint.preprocessing if size is None else checkpoint.preprocessing.at(size)
+    checkpoint = replace(checkpoint, preprocessing=preprocessing)
+    path = Path(out) if out is not None else Path(f"{_stem(checkpoint)}{SUFFIXES[format]}")
+    if path.suffix != SUFFIXES[format] or path.is_dir():
+        raise UserError(f"{path} is not a name for {format}: it has to end in {SUFFIXES[format]} and not be a folder.")
+    about = metadata(checkpoint, dynamic, batch_size, int8)
+    pictures, numbers = real_pictures(data, INT8_COMPARED if int8 else COMPARED)
+    log(f"tracing and writing {format}")
+    program = trace(
+        checkpoint.model,
+        (batch_size if dynamic == "none" else 1, len(preprocessing.mean), *preprocessing.size),
+        dynamic,
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            stage = Path(folder) / path.name
+            files = WRITERS[format](program, stage, about)
+            if int8:
+                _quantise(stage, checkpoint, about, data, numbers, batch_size if dynamic == "none" else 1)
+            run, _ = RUNNERS[format](stage)
+            agreement = compare(
+                checkpoint.model,
+                run,
+                pictures,
+                numbers,
+                preprocessing,
+                batches=[batch_size] if dynamic == "none" else [1, 2, 16],
+                sizes=_sizes(preprocessing.size, dynamic),
+                whole=batch_size if dynamic == "none" else None,
+            )
+            del run  # a runtime may still have the files open
+            _judge(agreement, path, int8)
+            kept = _keep(files, path)
+    except OSError as error:
+        raise RunError(f"{path} could not be written: {reason(error)}.") from None
+    return Exported(kept, format, dynamic, int8, sum(file.stat().st_size for file in kept), agreement)
+
+
+def metadata(checkpoint: Checkpoint, dynamic: str, batch_size: int, int8: bool) -> dict[str, Any]:
+    """What a program needs to use the file: input, preprocessing and classes; and where it came from."""
+    height, width = checkpoint.preprocessing.size
+    sides: list[int | str] = ["height", "width"] if dynamic == "all" else [height, width]
+    return {
+        "format": 1,
+        "dynamixer": version("dynamixer"),
+        "model": checkpoint.name,
+        "model_args": checkpoint.args,
+        "input": ["batch" if dynamic != "none" else batch_size, len(checkpoint.preprocessing.mean), *sides],
+        "preprocessing": checkpoint.preprocessing.to_dict(),
+        "classes": list(checkpoint.classes),
+        "precision": "int8" if int8 else "fp32",
+        "trained": checkpoint.trained,
+    }
+
+
+def _check(
+    format: str,
+    dynamic: str,
+    batch_size: int,
+    size: Any,
+    int8: bool,
+    data: Sequence[str | Path] | None,
+) -> None:
+    for name, value, known in (("format", format, FORMATS), ("dynamic", dynamic, DYNAMIC)):
+        if value not in known:
+            raise UserError(f"unknown {name} {value!r}: {did_you_mean(str(value), known)}")
+    if batch_size < 1 or (batch_size > 1 and dynamic != "none"):
+        raise UserError(f"batch_size={batch_size} is that of dynamic=none, 1 or more.")
+    if size is not None and dynamic == "all":
+        raise UserError("with dynamic=all the file takes every size: leave size out.")
+    if int8 and format != "openvino":
+        raise UserError("int8 is made by OpenVINO: give format=openvino.")
+    if int8 and not data:
+        raise UserError("int8 is calibrated on pictures like those that it will see: give some (--data).")
+
+
+def _stem(checkpoint: Checkpoint) -> str:
+    path = checkpoint.path.resolve()
+    return path.parent.name if path.stem in ("best", "last", "model") else path.stem
+
+
+def _sizes(native: tuple[int, int], dynamic: str) -> list[tuple[int, int]]:
+    """The model's size and, where all is dynamic, smaller, larger, and other shapes, whole patches or not."""
+    height, width = native
+    if dynamic != "all":
+        return [native]
+    return [native, (height * 5 // 8, width * 5 // 8), (height * 3 // 2, width), (height - 1, width * 2 + 3)]
+
+
+def _quantise(
+    stage: Path, checkpoint: Checkpoint, about: dict[str, Any], data: Any, compared: Sequence[int], batch: int
+) -> None:
+    """Replace the written fp32 files by int8 ones, calibrated on pictures that are not compared on, if there are enough."""
+    from dynamixer.export.formats import need  # noqa: PLC0415
+
+    openvino = need("openvino", "openvino")
+    pictures, numbers = real_pictures(data, INT8_COMPARED + CALIBRATED)
+    apart = [number for number in numbers if number not in {*compared}]
+    chosen = (apart if len(apart) >= CALIBRATED // 2 else numbers)[:CALIBRATED]
+    chosen = chosen[: max(batch, len(chosen) // batch * batch)]
+    log(f"calibrating on {len(chosen)} pictures")
+    quantised = quantise(
+        openvino.Core().read_model(stage),
+        tensors(pictures, chosen, checkpoint.preprocessing, [batch]),
+        len(chosen) // batch,
+    )
+    save_openvino(quantised, stage.with_name("int8.xml"), about)
+    for suffix in (".xml", ".bin"):
+        os.replace(stage.with_name(f"int8{suffix}"), stage.with_suffix(suffix))
+
+
+def _judge(found: Agreement, path: Path, int8: bool) -> None:
+    """Refuse a file that says something else.
+
+    Raises:
+        RunError: with the figures.
+    """
+    said = f"the same top-1 for {found.same_top1} of {found.pictures} pictures, largest difference {found.max_difference:.2g}"
+    good = (
+        found.share >= INT8_SHARE if int8 else found.same_top1 == found.pictures and found.max_difference <= TOLERANCE
+    )
+    if not good:
+        asked = f"{INT8_SHARE} % of them" if int8 else f"all of them, and {TOLERANCE:g}"
+        raise RunError(f"{path} was not kept: {said}; asked for are {asked}.")
+
+
+def _keep(files: list[Path], path: Path) -> tuple[Path, ...]:
+    """Move the files to their place, the one that is opened by name last: it never stands beside another's weights."""
+    places = [path.with_suffix(file.suffix) for file in files]
+    if len(files) > 1:
+        path.unlink(missing_ok=True)
+    for file, place in reversed([*zip(files, places, strict=True)]):
+        with file.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(file, place)
+    return tuple(places)

@@ -1,0 +1,262 @@
+"""Share a trained model: a folder as timm and huggingface_hub read it, with a model card, and its upload."""
+
+import json
+import re
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dynamixer.errors import RunError, UserError
+from dynamixer.files import write_text
+from dynamixer.logs import log
+from dynamixer.models.about import CONFIG
+from dynamixer.models.checkpoint import Checkpoint, load, save_checkpoint
+from dynamixer.models.count import count
+from dynamixer.models.download import WEIGHTS
+
+CARD = "README.md"
+FILES = (WEIGHTS, CONFIG, CARD)
+LICENSE = "apache-2.0"
+PAPER = """@inproceedings{wang2022dynamixer,
+  title     = {{DynaMixer}: A Vision {MLP} Architecture with Dynamic Mixing},
+  author    = {Wang, Ziyu and Jiang, Wenhao and Zhu, Yiming and Yuan, Li and Song, Yibing and Liu, Wei},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2022}
+}"""
+
+
+def write_folder(
+    model: str | Path,
+    out: str | Path | None = None,
+    *,
+    name: str | None = None,
+    license: str = LICENSE,
+) -> Path:
+    """Write model.safetensors, config.json and README.md (the model card) to a folder.
+
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` reads it after `import dynamixer`, and so does `dynamixer.load`.
+
+    Args:
+        model: a run folder, a checkpoint or hf-hub:OWNER/NAME.
+        out: the folder, new or one that this wrote; by default the model's name and "-hub" in the current folder.
+        name: OWNER/NAME that it will have on the hub; by default the folder's name stands for NAME.
+        license: identifier of the licence of the weights, as Hugging Face lists them.
+
+    Raises:
+        UserError: no such model, or the folder holds something else.
+        RunError: it cannot be written.
+    """
+    checkpoint = load(model)
+    path = checkpoint.path.resolve()
+    stem = path.parent.name if path.stem in ("best", "last", "model") else path.stem
+    folder = Path(out) if out is not None else Path(f"{stem}-hub")
+    if folder.exists() and (not folder.is_dir() or any(p.name not in FILES for p in folder.iterdir())):
+        raise UserError(f"{folder} holds something else: give --out the name of a new folder.")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
+        raise UserError(f"{license!r} is not the identifier of a licence, such as apache-2.0, cc-by-nc-4.0 or other.")
+    save_checkpoint(
+        folder / WEIGHTS,
+        checkpoint.model.state_dict(),
+        name=checkpoint.name,
+        args=checkpoint.args,
+        classes=checkpoint.classes,
+        preprocessing=checkpoint.preprocessing,
+        trained=checkpoint.trained,
+    )
+    write_text(folder / CONFIG, json.dumps(timm_config(checkpoint), indent=2) + "\n")
+    recipe = path.parent / "config.yaml"
+    write_text(
+        folder / CARD, model_card(checkpoint, name or f"OWNER/{folder.name}", license=license, recipe=_recipe(recipe))
+    )
+    return folder
+
+
+def push(
+    model: str | Path,
+    repository: str,
+    *,
+    private: bool = False,
+    license: str = LICENSE,
+    message: str = "Add the model",
+) -> str:
+    """Upload a trained model to the Hugging Face hub, as `write_folder` writes it; the repository is made if need be.
+
+    A card that is already there is kept. Who you are is known from `hf auth login` or HF_TOKEN.
+
+    Args:
+        model: a run folder or a checkpoint.
+        repository: OWNER/NAME.
+        private: whether a new repository is seen by its owner only.
+        license: identifier of the licence of the weights.
+        message: of the commit.
+
+    Returns:
+        The address of the model's page.
+
+    Raises:
+        UserError: no such model, a name that cannot be, or you may not write there.
+        RunError: the upload failed.
+    """
+    import huggingface_hub  # noqa: PLC0415 - half a second
+    from huggingface_hub import errors  # noqa: PLC0415
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise UserError(f"{repository!r} is not a repository: it has to be OWNER/NAME.")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = write_folder(model, Path(temporary) / "model", name=repository, license=license)
+        api = huggingface_hub.HfApi(library_name="dynamixer", library_version=version("dynamixer"))
+        try:
+            made = api.create_repo(repository, private=private, exist_ok=True)
+            kept = [CARD] if api.file_exists(made.repo_id, CARD) else []
+            if kept:
+                log(f"{repository} has a {CARD}: it is kept")
+            api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=message, ignore_patterns=kept)
+        except errors.HFValidationError as error:
+            raise UserError(f"{repository} cannot be the name of a repository: {str(error).splitlines()[0]}") from None
+        except errors.HfHubHTTPError as error:
+            status = getattr(error.response, "status_code", None)
+            if status in (401, 403):
+                raise UserError(
+                    f"you may not write to {repository}: `hf auth login` with a token that may (the hub said {status})."
+                ) from None
+            raise RunError(f"{repository} could not be written: {str(error).strip().splitlines()[0]}") from None
+        except (errors.LocalTokenNotFoundError, errors.OfflineModeIsEnabled) as error:
+            raise UserError(f"{repository} was not written: {str(error).strip().splitlines()[0]}") from None
+        except Exception as error:  # whatever the network does
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RunError(f"{repository} could not be written: {first}") from None
+    return str(made)
+
+
+def timm_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What timm keeps in config.json: how to build the model, its classes and its preprocessing."""
+    model: Any = checkpoint.model
+    preprocessing, known = checkpoint.preprocessing, model.default_cfg
+    classes = {"num_classes": len(checkpoint.classes)}
+    return {
+        "architecture": checkpoint.name,
+        **classes,
+        "num_features": model.num_features,
+        "label_names": list(checkpoint.classes),
+        "model_args": checkpoint.args,
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [len(preprocessing.mean), *preprocessing.size],
+            "fixed_input_size": False,
+            "interpolation": preprocessing.interpolation,
+            "crop_pct": preprocessing.crop_pct,
+            "crop_mode": "center",
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            **classes,
+            **{key: known[key] for key in ("first_conv", "classifier", "paper_ids", "paper_name") if known.get(key)},
+        },
+    }
+
+
+def model_card(checkpoint: Checkpoint, repository: str, *, license: str, recipe: dict[str, Any]) -> str:
+    """The model card, Markdown: use, data, recipe, metrics, limits, licence and how to cite."""
+    name = repository.rpartition("/")[2]
+    trained, held = checkpoint.trained, checkpoint.trained.get("held_out") or {}
+    parameters, multiply_adds = count(checkpoint.model)
+    height, width = checkpoint.preprocessing.size
+    data = _word(trained.get("data", "unknown"))
+    results = [
+        {
+            "task": {"type": "image-classification"},
+            "dataset": {"name": f"{data}, held out", "type": "custom"},
+            "metrics": [{"type": "accuracy", "value": round(held["top1"] / 100, 4)}],
+        }
+    ]
+    head = {
+        "license": license,
+        "library_name": "timm",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "timm", "dynamixer", "mlp"],
+        **({"model-index": [{"name": name, "results": results}]} if held else {}),
+    }
+    shown = ", ".join(checkpoint.classes[:20]) + (
+        f" and {len(checkpoint.classes) - 20} more" if len(checkpoint.classes) > 20 else ""
+    )
+    if held:
+        rows = [("top-1", f"{held['top1']:.2f} %"), ("top-5", f"{held['top5']:.2f} %"), ("loss", f"{held['loss']:.4f}")]
+        rows += [("calibration error", f"{held['ece']:.2f} %"), ("pictures", f"{held['images']:,}")]
+        metrics = "\n".join(
+            [f"On held-out pictures of {data}:", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows)]
+        )
+        caution = (
+            "They come from the data that the model was trained on, and the best epoch was chosen on them: "
+            "other pictures will do worse."
+        )
+    else:
+        metrics = "No pictures were held out in training, so nothing was measured."
+        caution = "Measure before use: `dynamixer eval`."
+    epochs = f", epoch {trained['epoch']} of {trained.get('epochs')}" if "epoch" in trained else ""
+    recipe_text = f"\n```yaml\n{yaml.safe_dump(recipe, sort_keys=False).strip()}\n```\n" if recipe else ""
+    return f"""---
+{yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip()}
+---
+
+# {name}
+
+A {checkpoint.name} that tells {len(checkpoint.classes):,} classes apart: {_word(shown)}. DynaMixer is an image backbone of linear
+layers in which each row and column of tokens generates its own mixing matrix ([paper](https://arxiv.org/abs/2201.12083)).
+{parameters:,} parameters, {multiply_adds:,} multiply-adds for a picture of {height}x{width} pixels.
+
+## Use
+
+    pip install dynamixer
+    dynamixer predict photo.jpg --model hf-hub:{repository}
+
+```python
+import dynamixer  # registers the model with timm
+import timm
+
+model = timm.create_model("hf-hub:{repository}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+```
+
+Pictures of any size can be given; trained at {height}x{width}.
+
+## Training
+
+Data: {data}. Seed {trained.get("seed", "unknown")}{epochs}, dynamixer {version("dynamixer")}.
+{recipe_text}
+## Metrics
+
+{metrics} {caution}
+
+## Limits
+
+The model names one of its classes for every picture, also for one that shows none of them, and its probabilities say how sure it
+is among these classes only. It has the biases of its data. It was not tested for decisions about people.
+
+## Licence
+
+{license}. That of the data may restrict the use further.
+
+## Citation
+
+```bibtex
+{PAPER}
+```
+"""
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    """The keys of a run's config.yaml without what is only true on the machine of the run."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    leave_out = {"device", "workers", "data", "out"}
+    kept = {k: v for k, v in values.items() if k not in leave_out} if isinstance(values, dict) else {}
+    return {k: Path(v).name if isinstance(v, str) and "/" in v else v for k, v in kept.items()}
+
+
+def _word(text: object) -> str:
+    """Text that Markdown leaves as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(str(text).split()))
