@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
+from dynamixer.cli.bench import bench
 from dynamixer.cli.common import EXIT_CODES, FAILED, INTERRUPTED, TERMINATED, USER_MISTAKE
 from dynamixer.cli.data import data
 from dynamixer.cli.evaluate import evaluate
@@ -37,7 +38,7 @@ def cli() -> None:
     """
 
 
-for command in (train, evaluate, predict, export, push, models, data):
+for command in (train, evaluate, predict, export, push, models, data, bench):
     cli.add_command(command)
 
 

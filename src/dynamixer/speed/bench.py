@@ -7,8 +7,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import timm
@@ -117,7 +118,8 @@ def _measure(name: str, plan: Plan) -> Measured:
     if isinstance(model, DynaMixer):
         variants = {"plain": plain(model), "eager": model, "kernel": use_kernel(copy.deepcopy(model))}
     if plan.compile:
-        variants["compiled"] = torch.compile(copy.deepcopy(variants.get("kernel", model)))
+        compiled: Any = torch.compile(copy.deepcopy(variants.get("kernel", model)))
+        variants["compiled"] = compiled
     result = Measured(name, size, work, sides, plan.batch, plan.precision, next(iter(variants)))
     calls = {key: _inference(variant, autocast) for key, variant in variants.items()}
     if plan.fast:
@@ -127,12 +129,12 @@ def _measure(name: str, plan: Plan) -> Measured:
         result.start = _second_start(name, plan, fast)
     _refuse(calls, model, pictures, plan.precision, result)
     log(f"{name}: inference, {plan.rounds} rounds of {', '.join(calls)}")
-    taken = _in_turn({key: lambda call=call: call(pictures) for key, call in calls.items()}, plan.rounds)  # type: ignore[misc]
+    taken = _in_turn({key: partial(call, pictures) for key, call in calls.items()}, plan.rounds)
     result.inference = _figures(taken, result.baseline, plan.batch)
     single = {key: call for key, call in calls.items() if key != "fast"}
     if plan.fast:
         single["fast"] = optimize(model, pictures[:1], precision=plan.precision)  # type: ignore[arg-type]
-    one = _in_turn({key: lambda call=call: call(pictures[:1]) for key, call in single.items()}, LATENCIES)  # type: ignore[misc]
+    one = _in_turn({key: partial(call, pictures[:1]) for key, call in single.items()}, LATENCIES)
     result.latency = _figures(one, result.baseline, 1)
     result.ceiling = _ceiling(measure_ceiling(model, pictures, DTYPES[plan.precision]), plan)
     if plan.train:
@@ -196,7 +198,7 @@ def _inference(model: nn.Module, autocast: Callable[[], Any]) -> Callable[[Tenso
     return run
 
 
-def _in_turn(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
+def _in_turn(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
     with progress("timing", (rounds + 1) * len(calls)) as meter:
         return in_turn(calls, rounds=rounds, advance=lambda: meter.advance(1))
 
@@ -273,3 +275,36 @@ def _second_start(name: str, plan: Plan, fast: Optimized) -> dict[str, float]:
 def plan_size(plan: Plan, name: str) -> tuple[int, int]:
     """The (height, width) of a plan's pictures for a model."""
     return (plan.size, plan.size) if plan.size else native_size(create_model(name, device="meta"))
+
+
+def scale(names: Sequence[str], plan: Plan) -> dict[str, Any]:
+    """Seconds and memory of a forward pass against picture size and batch, as it is (`eager`).
+
+    Returns:
+        `about`, `plan` and `rows`: model, size, batch, images_per_s, multiply_adds.
+    """
+    rows = []
+    for name in names:
+        model = example_model(name)
+        native = native_size(model)[0]
+        sizes = [native, native * 3 // 2, native * 2, native * 3, native * 4]
+        settings = [(size, plan.batch) for size in sizes] + [
+            (native, batch) for batch in (1, 2, 4, 16) if batch != plan.batch
+        ]
+        run = _inference(model, _autocast(plan.precision))
+        with progress("timing", len(settings)) as meter:
+            for size, batch in settings:
+                pictures = torch.randn(batch, 3, size, size)
+                seconds = statistics.median(in_turn({"eager": partial(run, pictures)}, rounds=3)["eager"])
+                work = count(model, size).multiply_adds
+                rows.append(
+                    {
+                        "model": name,
+                        "size": size,
+                        "batch": batch,
+                        "images_per_s": batch / seconds,
+                        "multiply_adds": work,
+                    }
+                )
+                meter.advance(1)
+    return {"about": about(), "plan": asdict(plan), "rows": rows}

@@ -242,7 +242,9 @@ class _OpenVino:
         if precision == "int8":
             made = quantise(made, calibration or [], len(calibration or []))
         compiled = openvino.Core().compile_model(made, "CPU", self._options(precision))
-        path.write_bytes(compiled.export_model())
+        made = io.BytesIO()
+        compiled.export_model(made)
+        path.write_bytes(made.getvalue())
 
     def load(self, model: nn.Module, path: Path | None, precision: str) -> Run:
         openvino = need("openvino", "openvino")

@@ -67,7 +67,9 @@ class _Block(nn.Module):
         super().__init__()
         both: Any = ours.column, ours.row
         self.column, self.row = (_Operation(one) for one in both)
-        self.channel, self.reweight, self.project = ours.channel, ours.reweight, ours.project
+        self.project = ours.project
+        self.channel: Any = ours.channel
+        self.reweight: Any = ours.reweight
 
     def forward(self, x: Tensor) -> Tensor:
         images, height, width, channels = x.shape

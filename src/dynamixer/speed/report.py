@@ -52,6 +52,18 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip()
 
 
+def scale_table(found: dict[str, Any]) -> str:
+    """Cost against picture size and batch as Markdown."""
+    lines = ["| model | pixels | batch | images/s | GFLOP an image | GFLOP/s |", "|---|---|---|---|---|---|"]
+    for row in found["rows"]:
+        work = 2e-9 * row["multiply_adds"]
+        lines.append(
+            f"| {row['model']} | {row['size']} | {row['batch']} | {row['images_per_s']:.2f} | {work:.2f} | "
+            f"{work * row['images_per_s']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def roofline(found: dict[str, Any], path: Path) -> None:
     """Draw each model's products and variants under the machine's limits, as PNG.
 
