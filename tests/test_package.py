@@ -19,7 +19,7 @@ SRC = ROOT / "src" / "dynamixer"
 def test_the_public_names_are_these():
     assert sorted(dynamixer.__all__) == [
         "Checkpoint", "DynaMixer", "RECIPES", "RunError", "TrainConfig", "UserError", "count", "evaluate",
-        "export", "load", "load_official", "predict", "predict_many", "push", "train",
+        "export", "load", "load_official", "optimize", "predict", "predict_many", "push", "train", "use_kernel",
     ]  # fmt: skip
     assert all(hasattr(dynamixer, name) for name in dynamixer.__all__)
 

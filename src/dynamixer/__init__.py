@@ -16,6 +16,7 @@ from dynamixer.many import predict_many
 from dynamixer.models import DynaMixer, count, load_official
 from dynamixer.models.checkpoint import Checkpoint, load
 from dynamixer.predict import predict
+from dynamixer.speed import optimize, use_kernel
 from dynamixer.training import RECIPES, TrainConfig, train
 
 __version__ = version("dynamixer")
@@ -31,10 +32,12 @@ __all__ = [
     "export",
     "load",
     "load_official",
+    "optimize",
     "predict",
     "predict_many",
     "push",
     "train",
+    "use_kernel",
 ]
 
 

@@ -98,13 +98,21 @@ def about() -> dict[str, Any]:
 def example_model(name: str, size: int | None = None, **options: Any) -> nn.Module:
     """A model with random weights, always the same, whose matrices are as far from uniform as trained ones."""
     torch.manual_seed(0)
-    if size is not None:
-        options["img_size"] = size
-    model: nn.Module = create_model(name, **options).eval()
+    native = native_size(create_model(name, device="meta"))
+    if size is not None and native != (size, size):
+        try:
+            model = create_model(name, img_size=size, **options)
+        except UserError as error:
+            if "'img_size'" not in str(error):
+                raise
+            model = create_model(name, **options)  # convolutional networks take any size without being told
+    else:
+        model = create_model(name, **options)
+    model.eval()
     with torch.no_grad():
         for part in model.modules():
             if isinstance(part, AxisMixer) and part.generator == "dynamic":
-                part.generate.weight *= 60
+                part.generate.weight *= 200
     return model
 
 
@@ -138,7 +146,7 @@ def _measure(name: str, plan: Plan) -> Measured:
     result.latency = _figures(one, result.baseline, 1)
     result.ceiling = _ceiling(measure_ceiling(model, pictures, DTYPES[plan.precision]), plan)
     if plan.train:
-        if plan.peers:
+        if plan.peers and isinstance(model, DynaMixer):
             for peer, options in {"static": {"generator": "static"}, "no softmax": {}}.items():
                 made = example_model(name, plan.size, softmax=False, **options)
                 variants[peer] = use_kernel(made)

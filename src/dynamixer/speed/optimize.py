@@ -96,6 +96,44 @@ def optimize(
     raise AssertionError("the last way works or says why not")
 
 
+class FastModel(nn.Module):
+    """A model that runs the quickest way on this machine's processor, in the place of the one that it was made from.
+
+    Args:
+        model: the model, on `device`.
+        size: (height, width) of the pictures.
+        images: how many pictures are expected, and
+        batch: at most how many at a time: few pictures are not run as if they were many.
+        device: has to be a processor.
+        precision: see `optimize`.
+
+    Raises:
+        UserError: another device than a processor.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        size: tuple[int, int],
+        *,
+        images: int,
+        batch: int,
+        device: torch.device,
+        precision: Precision = "auto",
+    ):
+        super().__init__()
+        if device.type != "cpu":
+            raise UserError(f"--fast is for processors, and this runs on {device.type}: leave it out.")
+        few = 1 << max(0, images - 1).bit_length()
+        example = torch.randn(min(batch, few), 3, *size, generator=torch.Generator().manual_seed(0))
+        self.run = optimize(model, example, precision=precision)
+        log(f"fast: {self.run}")
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, 3, height, width] -> logits [B, classes] float32."""
+        return self.run(pictures)
+
+
 def computes_in_bf16() -> bool:
     """Whether the processor multiplies bf16 matrices itself."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
