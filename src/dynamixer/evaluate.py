@@ -277,7 +277,7 @@ def evaluate(
     loader = evaluation_loader(EvaluationPictures(source, preprocessing, numbers), batch_size, workers)
     network: nn.Module = checkpoint.model
     if fast:
-        from dynamixer.speed.optimize import FastModel, Precision  # noqa: PLC0415 - seldom wanted
+        from dynamixer.speed.fast import FastModel, Precision  # noqa: PLC0415 - seldom wanted
 
         if precision not in ("fp32", "bf16"):
             raise UserError(f"--fast computes in fp32 or bf16, not in {precision}.")

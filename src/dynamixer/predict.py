@@ -104,7 +104,7 @@ def predict(
     transform = checkpoint.preprocessing.transform()
     network: nn.Module = checkpoint.model
     if fast:
-        from dynamixer.speed.optimize import FastModel  # noqa: PLC0415 - seldom wanted
+        from dynamixer.speed.fast import FastModel  # noqa: PLC0415 - seldom wanted
 
         size = checkpoint.preprocessing.size
         network = FastModel(network, size, images=len(files), batch=batch_size, device=where)

@@ -27,8 +27,8 @@ from dynamixer.models.checkpoint import create_model
 from dynamixer.progress import progress
 from dynamixer.speed.ceiling import Ceiling, measure_ceiling
 from dynamixer.speed.clock import Call, in_turn, ratio
+from dynamixer.speed.fast import Optimized, optimize
 from dynamixer.speed.kernel import use_kernel
-from dynamixer.speed.optimize import Optimized, optimize
 from dynamixer.speed.plain import plain
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -262,7 +262,7 @@ def _second_start(name: str, plan: Plan, fast: Optimized) -> dict[str, float]:
     """Seconds of a new process, from its start, in which the optimised model comes from the cache."""
     script = (
         "import time; began = time.perf_counter()\n"
-        "import torch; from dynamixer.speed import bench; from dynamixer.speed.optimize import optimize\n"
+        "import torch; from dynamixer.speed import bench; from dynamixer.speed.fast import optimize\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"
         f"model = bench.example_model({name!r}, {plan.size!r}); made = time.perf_counter()\n"
         f"pictures = torch.randn({plan.batch}, 3, *{tuple(plan_size(plan, name))}, "

@@ -9,8 +9,8 @@ import timm
 import torch
 
 from dynamixer.errors import UserError
-from dynamixer.speed import optimize as module
-from dynamixer.speed.optimize import FastModel, optimize
+from dynamixer.speed import fast as module
+from dynamixer.speed.fast import FastModel, optimize
 from helpers import error, relative_entropy, sharpen
 
 
