@@ -19,7 +19,7 @@ SRC = ROOT / "src" / "dynamixer"
 def test_the_public_names_are_these():
     assert sorted(dynamixer.__all__) == [
         "Checkpoint", "DynaMixer", "RECIPES", "RunError", "TrainConfig", "UserError", "count", "evaluate", "load",
-        "load_official", "predict", "train",
+        "load_official", "mixing_matrices", "predict", "receptive", "train",
     ]  # fmt: skip
     assert all(hasattr(dynamixer, name) for name in dynamixer.__all__)
 

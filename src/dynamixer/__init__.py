@@ -10,6 +10,7 @@ import timm
 
 from dynamixer.errors import RunError, UserError
 from dynamixer.evaluate import evaluate
+from dynamixer.explain import mixing_matrices, receptive
 from dynamixer.models import DynaMixer, count, load_official
 from dynamixer.models.checkpoint import Checkpoint, load
 from dynamixer.predict import predict
@@ -27,7 +28,9 @@ __all__ = [
     "evaluate",
     "load",
     "load_official",
+    "mixing_matrices",
     "predict",
+    "receptive",
     "train",
 ]
 

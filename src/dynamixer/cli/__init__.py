@@ -17,6 +17,7 @@ import click
 from dynamixer.cli.common import EXIT_CODES, FAILED, INTERRUPTED, TERMINATED, USER_MISTAKE
 from dynamixer.cli.data import data
 from dynamixer.cli.evaluate import evaluate
+from dynamixer.cli.explain import explain
 from dynamixer.cli.models import models
 from dynamixer.cli.predict import predict
 from dynamixer.cli.train import train
@@ -35,7 +36,7 @@ def cli() -> None:
     """
 
 
-for command in (train, evaluate, predict, models, data):
+for command in (train, evaluate, predict, explain, models, data):
     cli.add_command(command)
 
 

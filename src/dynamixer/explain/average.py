@@ -41,6 +41,14 @@ class BlockAverage:
         return self.row if axis == "row" else self.column
 
 
+@dataclass(frozen=True)
+class Average:
+    """The mixing of many pictures."""
+
+    pictures: int
+    blocks: tuple[BlockAverage, ...]
+
+
 class _Moments:
     """Mean and sum of squared distances from it, merged batch by batch in float64."""
 
@@ -111,12 +119,13 @@ class _Block:
 
 def average(
     model: nn.Module, batches: Iterable[Tensor], *, blocks: Sequence[int] | None = None, weights: bool = True
-) -> tuple[BlockAverage, ...]:
+) -> Average:
     """The matrices of each block over pictures, and how much they change from one picture to the next.
 
-    With P a weight, m its mean over pictures and r the mean of m over a matrix's row, E(P - r)^2 = var(P) + (m - r)^2 over pictures.
-    `dynamic` is the first term as a part of the sum, averaged over all weights: 0 for matrices that no picture changes, 1 where they
-    have nothing in common but averaging. Matrices that are nearly even can be dynamic by this and do little: `change` tells.
+    With P a weight, m its mean over pictures and r the mean of m over its matrix's row, the mean of (P - r)^2 over pictures
+    is var(P) + (m - r)^2. Both terms are averaged over all weights, and `dynamic` is the first as a part of the sum: 0 for
+    matrices that no picture changes, 1 where they have nothing in common but averaging. Matrices that are nearly even can be
+    dynamic by this and do little: `change` tells.
 
     Args:
         model: as for `mixing_matrices`.
@@ -137,5 +146,7 @@ def average(
         for mixing in look(model, images, blocks=blocks, weights=weights).blocks if len(images) else ():
             kept.setdefault(mixing.block, _Block(mixing)).add(mixing)
     if count < 2:
-        raise UserError(f"what changes from picture to picture needs two or more; there {'is' if count else 'are'} {count}.")
-    return tuple(block.result() for block in kept.values())
+        raise UserError(
+            f"what changes from picture to picture needs two or more; there {'is' if count else 'are'} {count}."
+        )
+    return Average(count, tuple(block.result() for block in kept.values()))

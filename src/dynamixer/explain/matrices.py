@@ -38,7 +38,9 @@ class BlockMixing:
     row: Tensor | None  # [B, H, S, W, W]
     column: Tensor | None  # [B, W, S, H, H]
     branches: tuple[str, ...]  # those that the block has: of column, row and channel
-    branch_weights: Tensor | None  # [B, C, branches], sum to 1: the reweighting; None without it, or if it was not asked for
+    branch_weights: (
+        Tensor | None
+    )  # [B, C, branches], sum to 1: the reweighting; None without it, or if it was not asked for
     shares: dict[str, Tensor]  # of the block's output, by branch (see `_shares`): column, row [B, S] and channel [B]
 
     @property
@@ -70,7 +72,7 @@ class Explanation:
     blocks: tuple[BlockMixing, ...]
 
     def token_side(self, mixing: BlockMixing) -> int:
-        """Side of a token of a block in pixels of `size`: a grid reaches beyond the picture where tokens do not fill it exactly."""
+        """Side of a token of a block in pixels of `size`; the last tokens of a grid may reach beyond the picture."""
         side = max(1, self.patch)
         while tuple(-(-pixels // side) for pixels in self.size) > mixing.grid:
             side *= 2
@@ -202,7 +204,7 @@ def check_blocks(blocks: Sequence[int] | None, depth: int) -> list[int]:
 
 
 def relative_entropy(matrices: Tensor) -> Tensor:
-    """Entropy of each row of [..., output, input] over that of equal weights: 0 to 1, [..., output]; 0 for a line of one token."""
+    """Entropy of each row of [..., output, input] over that of even weights: 0 to 1, [..., output]; 0 for one token."""
     p = matrices.detach().float().abs()
     p = p / p.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
     return torch.special.entr(p).sum(-1) / max(math.log(matrices.shape[-1]), 1e-12)
@@ -241,9 +243,7 @@ def _mixing(
     )
 
 
-def _shares(
-    block: DynaMixerBlock, branches: tuple[str, ...], weights: Tensor | None, images: int
-) -> dict[str, Tensor]:
+def _shares(block: DynaMixerBlock, branches: tuple[str, ...], weights: Tensor | None, images: int) -> dict[str, Tensor]:
     """How much of a block's output comes from each segment of each branch; for a picture all of them sum to 1.
 
     Output channel c takes |weight of the branch for c| x sum of |projection to c| from the channels of a segment. That is divided

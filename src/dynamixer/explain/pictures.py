@@ -14,16 +14,18 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
-from dynamixer.explain.average import BlockAverage
+from dynamixer.explain.average import Average, BlockAverage
 from dynamixer.explain.matrices import AXES, Axis, BlockMixing, Explanation
 from dynamixer.explain.receptive import Receptive
 from dynamixer.plots import HELD, INK, TRAIN, _figure
 
 COLOURS = {"row": TRAIN, "column": HELD, "channel": "#8a8f98"}
-SIGNED = "RdBu_r"
+SIGNED, FLOW = "RdBu_r", "#6d28d9"
+SIDE = {"row": -1, "column": 1}  # of a block's number, where both stand side by side
 ACROSS = {"row": 1, "column": 0}  # which side of a grid (H, W) is the length of a line
 
 
@@ -54,7 +56,9 @@ class Photo:
         corner = token[1] * side, token[0] * side
         width, height = (min(side, self.size[i] - corner[1 - i]) for i in (1, 0))
         for colour, line in (("white", 3.0), (INK, 1.4)):
-            axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=line, clip_on=False))
+            axes.add_patch(
+                Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=line, clip_on=False)
+            )
 
 
 def matrices_picture(mixing: BlockMixing, token: tuple[int, int]) -> Figure:
@@ -62,12 +66,12 @@ def matrices_picture(mixing: BlockMixing, token: tuple[int, int]) -> Figure:
     axes_there = [axis for axis in AXES if mixing.matrices(axis) is not None]
     across = min(8, mixing.segments)
     rows = -(-mixing.segments // across)
-    figure = _figure(1.1 + 1.45 * across, (0.75 + 1.6 * rows) * len(axes_there) + 0.35)
+    figure = _figure(1.1 + 1.35 * across, (0.55 + 1.5 * rows) * len(axes_there) + 0.35)
     parts = figure.subfigures(len(axes_there), 1, squeeze=False, hspace=0.04)[:, 0]
     for part, axis in zip(parts, axes_there, strict=True):
         line = token[1 - ACROSS[axis]]
         matrices = _line(mixing, axis, line)
-        colours = _scale(axis, matrices, mixing.softmax)
+        colours = _scale(axis, float(np.abs(matrices).max()), mixing.softmax)
         cells = part.subplots(rows, across, squeeze=False)
         for s, cell in enumerate(cells.flat):
             cell.axis("on" if s < len(matrices) else "off")
@@ -77,12 +81,15 @@ def matrices_picture(mixing: BlockMixing, token: tuple[int, int]) -> Figure:
             cell.set_title(f"segment {s}", fontsize=8, color=INK, pad=3)
             cell.set(xticks=[], yticks=[])
             cell.spines[:].set_color("#c9ccd1")
+            at, length = token[ACROSS[axis]], mixing.grid[ACROSS[axis]]
+            cell.add_patch(
+                Rectangle((-0.5, at - 0.5), length, 1, fill=False, edgecolor=INK, linewidth=1, clip_on=False)
+            )
         cells[0, 0].set(xlabel="reads token", ylabel="output token")
         for text in (cells[0, 0].xaxis.label, cells[0, 0].yaxis.label):
             text.set_fontsize(8)
         _bar(part, colours, cells, mixing.softmax)
-        number = f"{axis} {line} of {mixing.grid[1 - ACROSS[axis]]}"
-        part.suptitle(f"{number}, {mixing.grid[ACROSS[axis]]} tokens", fontsize=10, color=COLOURS[axis])
+        part.suptitle(f"{axis} {line}: {mixing.grid[ACROSS[axis]]} tokens", fontsize=10, color=COLOURS[axis])
     figure.suptitle(_title(mixing), color=INK, fontsize=12)
     return figure
 
@@ -93,13 +100,16 @@ def token_picture(photo: Photo, mixing: BlockMixing, token: tuple[int, int], sid
     rows = -(-mixing.segments // columns)
     height, width = photo.size
     cell_w, cell_h = (2.3, 2.3 * height / width) if height <= width else (2.3 * width / height, 2.3)
-    figure = _figure(1.0 + cell_w * columns, 0.9 + (cell_h + 0.25) * rows)
+    taken = {
+        axis: _line(mixing, axis, token[1 - ACROSS[axis]])[:, token[ACROSS[axis]]]
+        for axis in AXES
+        if mixing.matrices(axis) is not None
+    }  # [S, K]
+    most = max(float(np.abs(weights).max()) for weights in taken.values())
+    scales = {axis: (weights, _scale(axis, most, mixing.softmax)) for axis, weights in taken.items()}
+    bars = list(scales.items()) if mixing.softmax else list(scales.items())[:1]
+    figure = _figure(cell_w * columns + 0.85 * len(bars), 0.5 + (cell_h + 0.25) * rows)
     panels = figure.subplots(rows, columns, squeeze=False)
-    scales = {}
-    for axis in AXES:
-        if mixing.matrices(axis) is not None:
-            weights = _line(mixing, axis, token[1 - ACROSS[axis]])[:, token[ACROSS[axis]]]  # [S, K]
-            scales[axis] = weights, _scale(axis, weights, mixing.softmax)
     for s, panel in enumerate(panels.flat):
         if s >= mixing.segments:
             panel.axis("off")
@@ -111,8 +121,7 @@ def token_picture(photo: Photo, mixing: BlockMixing, token: tuple[int, int], sid
             photo.overlay(panel, cells, side)
         photo.mark(panel, token, side)
         panel.set_title(f"segment {s}", fontsize=8, color=INK, pad=3)
-    shown = list(scales.items())[:1] if not mixing.softmax else list(scales.items())
-    for axis, (_, colours) in shown:
+    for axis, (_, colours) in bars:
         _bar(figure, colours, panels, mixing.softmax, axis)
     figure.suptitle(f"{_title(mixing)}: from where token {token[0]},{token[1]} reads", color=INK, fontsize=12)
     return figure
@@ -133,7 +142,7 @@ def receptive_picture(photo: Photo, found: Receptive, side: int, first_side: int
     ):
         photo.draw(panel)
         weights = values.cpu().numpy()
-        photo.overlay(panel, _rgba(weights, _scale("row", weights, True, "#6d28d9")), first_side)
+        photo.overlay(panel, _rgba(weights, _scale("row", float(weights.max()), True, FLOW)), first_side)
         panel.set_title(name, fontsize=9, color=INK)
     for panel in panels:
         photo.mark(panel, found.token, side)
@@ -147,13 +156,16 @@ def entropy_picture(seen: Explanation) -> Figure:
     """How widely each block's tokens read, by depth: the mean over lines and segments, and the segments as dots."""
     figure = _figure(8, 3.4)
     axes = figure.subplots()
-    for offset, axis in ((-0.12, "row"), (0.12, "column")):
+    for axis in AXES:
+        offset = SIDE[axis] * 0.12
         there = [(b.block + offset, e[0].cpu().numpy()) for b in seen.blocks if (e := b.entropy(axis)) is not None]
         if there:
-            places = [x for x, _ in there]
-            axes.plot(places, [e.mean() for _, e in there], color=COLOURS[axis], marker="o", markersize=5, label=axis)
-            for x, e in there:
-                axes.plot(np.full(len(e), x), e, ".", color=COLOURS[axis], alpha=0.35, markersize=5, zorder=1)
+            means = [segments.mean() for _, segments in there]
+            axes.plot([x for x, _ in there], means, color=COLOURS[axis], marker="o", markersize=5, label=axis)
+            for x, segments in there:
+                axes.plot(
+                    np.full(len(segments), x), segments, ".", color=COLOURS[axis], alpha=0.35, markersize=5, zorder=1
+                )
     axes.set(ylabel="entropy (1: reads all tokens alike)", ylim=(0, 1.03))
     _by_depth(axes, seen.blocks)
     return figure
@@ -163,7 +175,9 @@ def branches_picture(seen: Explanation) -> Figure:
     """The weights of the branches by depth: bars from the mean over channels, lines for the middle 80 % of channels."""
     figure = _figure(8, 3.4)
     axes = figure.subplots()
-    weighted = [(b.block, b.branch_weights[0].float().cpu().numpy()) for b in seen.blocks if b.branch_weights is not None]
+    weighted = [
+        (b.block, b.branch_weights[0].float().cpu().numpy()) for b in seen.blocks if b.branch_weights is not None
+    ]
     names = seen.blocks[0].branches
     for i, name in enumerate(names):
         places = [block + 0.26 * (i - (len(names) - 1) / 2) for block, _ in weighted]
@@ -176,20 +190,21 @@ def branches_picture(seen: Explanation) -> Figure:
     return figure
 
 
-def dynamic_picture(blocks: Sequence[BlockAverage], pictures: int) -> Figure:
+def dynamic_picture(found: Average) -> Figure:
     """How much matrices change with the picture, by depth: as a part of their structure, and in units of an even weight."""
     figure = _figure(9, 3.6)
     shares, changes = figure.subplots(1, 2)
-    for offset, axis in ((-0.19, "row"), (0.19, "column")):
-        there = [(b.block + offset, a) for b in blocks if (a := b.of(axis)) is not None]
+    for axis in AXES:
+        offset = SIDE[axis] * 0.19
+        there = [(b.block + offset, a) for b in found.blocks if (a := b.of(axis)) is not None]
         places = [x for x, _ in there]
         shares.bar(places, [100 * a.dynamic for _, a in there], 0.36, color=COLOURS[axis], label=axis)
         changes.bar(places, [a.change for _, a in there], 0.36, color=COLOURS[axis], label=axis)
     shares.set(ylabel="changes with the picture (%)", ylim=(0, 100))
-    changes.set(ylabel="usual change of a weight (1: an even weight)")
+    changes.set(ylabel="usual change of a weight\n(1: an even weight)")
     for axes in (shares, changes):
-        _by_depth(axes, blocks)
-    figure.suptitle(f"over {pictures:,} pictures", color=INK, fontsize=11)
+        _by_depth(axes, found.blocks)
+    figure.suptitle(f"over {found.pictures:,} pictures", color=INK, fontsize=11)
     return figure
 
 
@@ -201,25 +216,26 @@ def _line(mixing: BlockMixing, axis: Axis, line: int) -> np.ndarray:
     return found.float().cpu().numpy()
 
 
-def _scale(axis: str, weights: np.ndarray, softmax: bool, colour: str = "") -> ScalarMappable:
-    most = max(float(np.abs(weights).max()), 1e-12)
+def _scale(axis: str, most: float, softmax: bool, colour: str = "") -> ScalarMappable:
+    """Colours for weights from 0, or without the softmax from -most, to `most`."""
+    most = max(most, 1e-12)
     if not softmax:
         return ScalarMappable(Normalize(-most, most), SIGNED)
-    dark = to_rgb(colour or COLOURS[axis])
-    colours = ["white", dark, tuple(0.45 * c for c in dark)]
-    return ScalarMappable(Normalize(0, most), LinearSegmentedColormap.from_list(axis, list(zip((0, 0.6, 1), colours, strict=True))))
+    dark = np.array(to_rgb(colour or COLOURS[axis]))
+    steps: Any = [(0, "white"), (0.6, dark), (1, 0.45 * dark)]
+    return ScalarMappable(Normalize(0, most), LinearSegmentedColormap.from_list(axis, steps))
 
 
 def _rgba(weights: np.ndarray, colours: ScalarMappable) -> np.ndarray:
     """Colours that are clearer where the weight is smaller, so that the photograph shows."""
     rgba = np.array(colours.to_rgba(weights))
-    rgba[..., 3] = 0.92 * np.clip(np.abs(weights) / colours.norm.vmax, 0, 1) ** 0.6  # type: ignore[operator]
+    rgba[..., 3] = 0.92 * np.clip(np.abs(weights) / colours.norm.vmax, 0, 1) ** 0.6
     return rgba
 
 
 def _bar(figure: Any, colours: ScalarMappable, panels: Any, softmax: bool, axis: str = "") -> None:
     label = f"weight in the {axis}" if axis and softmax else "weight" if softmax else "weight (negative: blue)"
-    bar = figure.colorbar(colours, ax=panels, shrink=0.85, aspect=30, fraction=0.03, pad=0.015)
+    bar = figure.colorbar(colours, ax=panels, shrink=0.85, aspect=32, fraction=0.02, pad=0.01)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
     bar.outline.set_visible(False)
@@ -230,20 +246,22 @@ def _title(mixing: BlockMixing) -> str:
     return f"block {mixing.block}{same}"
 
 
-def _by_depth(axes: Axes, blocks: Sequence[BlockMixing] | Sequence[BlockAverage]) -> None:
+def _by_depth(axes: Axes, blocks: Sequence[BlockMixing | BlockAverage]) -> None:
     """Blocks along the x axis, a line where the grid changes, and the grids' sizes above."""
     start = 0
     for i, block in enumerate(blocks):
         if i + 1 == len(blocks) or blocks[i + 1].grid != block.grid:
             middle = (blocks[start].block + block.block) / 2
-            text = f"{block.grid[0]}×{block.grid[1]} tokens"
-            axes.text(middle, 1.02, text, transform=axes.get_xaxis_transform(), ha="center", fontsize=8, color="#666d78")
+            text = f"{block.grid[0]}x{block.grid[1]} tokens"
+            axes.text(
+                middle, 1.02, text, transform=axes.get_xaxis_transform(), ha="center", fontsize=8, color="#666d78"
+            )
             if i + 1 < len(blocks):
                 axes.axvline(block.block + 0.5, color="#666d78", linewidth=0.8, linestyle=":")
             start = i + 1
     numbers = [block.block for block in blocks]
     axes.set(xlabel="block", xlim=(min(numbers) - 0.6, max(numbers) + 0.6))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_axisbelow(True)
     axes.grid(axis="y", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

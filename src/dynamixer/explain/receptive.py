@@ -30,7 +30,9 @@ class Receptive:
     rollout: Tensor  # [H, W], sums to 1
     gradient: Tensor  # [H, W], size of the token's derivative by each token of the stem, sums to 1
     rank_correlation: float  # Spearman's, of the two
-    even_correlation: float  # of the gradient with a rollout of even weights: what the grid alone tells, without the matrices
+    even_correlation: (
+        float  # of the gradient with a rollout of even weights: what the grid alone tells, without the matrices
+    )
     left_out: str = LEFT_OUT
 
 
@@ -39,9 +41,9 @@ def receptive(
 ) -> Receptive:
     """From where in the picture a token's value comes, by rollout and by the gradient.
 
-    The rollout (Abnar and Zuidema, 2020, for attention) takes each block for the mean of the identity, its residual, and its mixing:
-    row, column and channel parts by the reweighting and the projections (BlockMixing.shares), with the channel part as
-    an identity. It leaves out MLPs and norms. The gradient has all of the network in it, near this one picture.
+    The rollout (Abnar and Zuidema, 2020, for attention) takes each block for the mean of the identity, which is its residual,
+    and of its mixing: row, column and channel parts by the reweighting and the projections (BlockMixing.shares), the channel
+    part an identity too. It leaves out MLPs and norms. The gradient has all of the network in it, near this one picture.
 
     Args:
         model: a DynaMixer.
@@ -119,11 +121,11 @@ def _is_whole(mixing: BlockMixing, number: int) -> bool:
 
 
 def _with_even_weights(seen: Explanation) -> Explanation:
-    blocks = (
-        replace(b, **{axis: torch.ones_like(made) for axis in AXES if (made := b.matrices(axis)) is not None})
-        for b in seen.blocks
-    )
-    return replace(seen, blocks=tuple(blocks))
+    def even(matrices: Tensor | None) -> Tensor | None:
+        return None if matrices is None else torch.ones_like(matrices)
+
+    blocks = tuple(replace(mixing, row=even(mixing.row), column=even(mixing.column)) for mixing in seen.blocks)
+    return replace(seen, blocks=blocks)
 
 
 def _before_block(flow: Tensor, mixing: BlockMixing, image: int) -> Tensor:
@@ -138,7 +140,7 @@ def _before_block(flow: Tensor, mixing: BlockMixing, image: int) -> Tensor:
 
 
 def _averaged(matrices: Tensor, shares: Tensor) -> Tensor:
-    """Matrices [lines, S, K, K] without signs, rows brought to a sum of 1, added up over segments by their shares [S]: [lines, K, K]."""
+    """The sum over segments of [lines, S, K, K], without signs and with rows that sum to 1, times shares [S]: [lines, K, K]."""
     sizes = matrices.float().abs()
     sizes = sizes / sizes.sum(-1, keepdim=True).clamp(min=torch.finfo(sizes.dtype).tiny)
     return torch.einsum("lskj,s->lkj", sizes, shares.float())
@@ -152,9 +154,7 @@ def _before_downsampling(flow: Tensor, grid: tuple[int, int]) -> Tensor:
     return flow[:, rows][:, :, columns].view(-1, height, width) / merged
 
 
-def gradient_of(
-    model: DynaMixer, image: Tensor, token: tuple[int, int], *, block: int, probes: int = PROBES
-) -> Tensor:
+def gradient_of(model: DynaMixer, image: Tensor, token: tuple[int, int], *, block: int, probes: int = PROBES) -> Tensor:
     """How much a token's value after a block changes with each token of the stem: [H, W], sums to 1.
 
     The size of the Jacobian (its Frobenius norm over both tokens' channels), estimated from its products with `probes` random
