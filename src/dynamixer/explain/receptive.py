@@ -16,8 +16,8 @@ from dynamixer.models.dynamixer import DynaMixer
 PROBES = 16
 LEFT_OUT = (
     "The rollout follows the mixing matrices alone, without the signs that weights have where there is no softmax. It leaves "
-    "out the MLPs and the norms, counts the residual as one half of every block, and reads evenly from the tokens that a "
-    "down-sampling merges."
+    "out the MLPs, the norms, and that the tokens which are read also generate the weights; it counts the residual as one "
+    "half of every block, and reads evenly from the tokens that a down-sampling merges."
 )
 
 
@@ -43,7 +43,8 @@ def receptive(
 
     The rollout (Abnar and Zuidema, 2020, for attention) takes each block for the mean of the identity, which is its residual,
     and of its mixing: row, column and channel parts by the reweighting and the projections (BlockMixing.shares), the channel
-    part an identity too. It leaves out MLPs and norms. The gradient has all of the network in it, near this one picture.
+    part an identity too. It leaves out MLPs, norms and the making of the weights. The gradient has all of the network in it,
+    near this picture.
 
     Args:
         model: a DynaMixer.
@@ -175,8 +176,9 @@ def gradient_of(model: DynaMixer, image: Tensor, token: tuple[int, int], *, bloc
     handles = [model.patch_embed.register_forward_hook(stem), layers[block].register_forward_hook(after)]
     training = {module for module in model.modules() if module.training}
     try:
-        with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
-            model.eval().forward_features(image)
+        # A server looks in inference mode, in which nothing could be differentiated.
+        with torch.inference_mode(False), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+            model.eval().forward_features(image.clone())
     finally:
         for handle in handles:
             handle.remove()
