@@ -153,8 +153,8 @@ def test_the_gradient_is_the_size_of_the_jacobian():
         return model.stages[0](tokens)[0, 2, 3]
 
     size = torch.autograd.functional.jacobian(value, stem)[:, 0].square().sum((0, -1)).sqrt()
-    found = gradient_of(model, x, (2, 3), block=0, probes=600)
-    assert torch.allclose(found.double(), size / size.sum(), rtol=0.12, atol=1e-4)
+    found = gradient_of(model, x, (2, 3), block=0, probes=300)
+    assert torch.allclose(found.double(), size / size.sum(), rtol=0.2, atol=1e-4)
     assert rank_correlation(gradient_of(model, x, (2, 3), block=0), size) > 0.95
 
 

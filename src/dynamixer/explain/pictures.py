@@ -14,7 +14,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -197,6 +196,8 @@ def dynamic_picture(found: Average) -> Figure:
     for axis in AXES:
         offset = SIDE[axis] * 0.19
         there = [(b.block + offset, a) for b in found.blocks if (a := b.of(axis)) is not None]
+        if not there:
+            continue
         places = [x for x, _ in there]
         shares.bar(places, [100 * a.dynamic for _, a in there], 0.36, color=COLOURS[axis], label=axis)
         changes.bar(places, [a.change for _, a in there], 0.36, color=COLOURS[axis], label=axis)
@@ -260,8 +261,7 @@ def _by_depth(axes: Axes, blocks: Sequence[BlockMixing | BlockAverage]) -> None:
                 axes.axvline(block.block + 0.5, color="#666d78", linewidth=0.8, linestyle=":")
             start = i + 1
     numbers = [block.block for block in blocks]
-    axes.set(xlabel="block", xlim=(min(numbers) - 0.6, max(numbers) + 0.6))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="block", xlim=(min(numbers) - 0.6, max(numbers) + 0.6), xticks=numbers[:: -(-len(numbers) // 24)])
     axes.set_axisbelow(True)
     axes.grid(axis="y", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,55 @@
+"""captum's methods on our models keep their own promises."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from small_models import BAG, pictures, saved, small
+
+captum = pytest.importorskip("captum.attr", reason="the extra `explain` is not installed")
+ROOT = Path(__file__).parents[2]
+OPTIONS = pytest.mark.parametrize("options", [{}, {"softmax": False}, {"generator": "dense"}, {"enlarge": True}])
+
+
+@OPTIONS
+def test_integrated_gradients_add_up_to_what_the_logit_gains(options):
+    model, x = small(**options), 0.3 * pictures((12, 18))
+    with torch.no_grad():
+        gain = (model(x) - model(torch.zeros_like(x)))[:, 1]
+    found = captum.IntegratedGradients(model).attribute(x, target=1, n_steps=300, internal_batch_size=64)
+    assert (found.sum((1, 2, 3)) - gain).abs().max() < 0.05 * gain.abs().max()
+
+
+@OPTIONS
+def test_occlusion_is_what_the_logit_loses(options):
+    model, x = small(**options), pictures(count=1)
+    found = captum.Occlusion(model).attribute(x, sliding_window_shapes=(3, 4, 4), strides=(3, 4, 4), target=2)
+    covered = x.clone()
+    covered[:, :, 4:8, 8:12] = 0
+    with torch.no_grad():
+        loss = float((model(x) - model(covered))[0, 2])
+    assert float(found[0, 0, 5, 9]) == pytest.approx(loss, abs=1e-4)
+
+
+def test_grad_cam_is_that_of_the_maps_before_the_pooling():
+    model, x = small(), pictures(count=1)
+    found = captum.LayerGradCam(model, model.global_pool).attribute(x, target=0, attribute_to_layer_input=True)
+    with torch.no_grad():
+        maps = model.forward_features(x)
+        expected = (model.head.weight[0] / 16) @ maps[0].flatten(1)  # the pooling is a mean over 4x4 tokens
+    assert torch.allclose(found.flatten(), expected, atol=1e-5)
+
+
+def test_the_example_draws_what_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["attribution.py", str(BAG), str(saved(tmp_path)), str(tmp_path / "out.png")])
+    runpy.run_path(str(ROOT / "examples" / "attribution.py"), run_name="__main__")
+    words = capsys.readouterr().out.split()
+    gain, total = float(words[4].rstrip(",")), float(words[-1])
+    assert gain == pytest.approx(total, abs=0.1 * abs(gain) + 0.02)
+    drawn = np.asarray(Image.open(tmp_path / "out.png").convert("RGB")).astype(int)
+    assert (np.abs(drawn[..., 0] - drawn[..., 2]) > 60).mean() > 0.02  # red and blue
