@@ -54,8 +54,9 @@ def test_the_text_says_the_same_in_a_table(tmp_path, capsys, monkeypatch):
     lines = out.splitlines()
     assert lines[1].startswith("token 4,4: rank correlation of rollout and gradient 0.")
     assert "no softmax" in lines[2]
-    assert lines[3].split()[:4] == ["block", "grid", "entropy", "row"]
-    assert [line.split()[:2] for line in lines[4:7]] == [["0", "8x8"], ["1", "4x4"], ["2", "4x4"]]
+    assert lines[3].split() == ["block", "grid", "entropy", "entropy", "weight", "weight", "weight"]
+    assert lines[4].split() == ["row", "column", "column", "row", "channel"]
+    assert [line.split()[:2] for line in lines[5:8]] == [["0", "8x8"], ["1", "4x4"], ["2", "4x4"]]
     assert lines[-1].endswith("report.html")
 
 

@@ -86,19 +86,26 @@ def explain(image: str, model: str | None, as_json: bool, **options: Any) -> Non
 
 def _text(found: Any) -> str:
     ranks = ["-" if (r := found.receptive[f"{kind}_correlation"]) is None else f"{r:.2f}" for kind in ("rank", "even")]
-    keys = [key for key in found.blocks[0] if not key.startswith(("block", "name", "segments", "variance"))]
     lines = [
         f"{found.image}: {', '.join(f'{guess.label} {100 * guess.probability:.1f} %' for guess in found.top)}",
         f"token {found.token[0]},{found.token[1]}: rank correlation of rollout and gradient {ranks[0]}, "
         f"{ranks[1]} with even weights in place of the matrices",
         *found.notes,
-        "block  " + "  ".join(f"{key.replace('_', ' '):>14}" for key in keys),
+        *_table(found.blocks),
     ]
-    for row in found.blocks:
-        cells = (
-            "-" if row[key] is None else row[key] if isinstance(row[key], str) else f"{row[key]:.2f}" for key in keys
-        )
-        lines.append(f"{row['block']:5}  " + "  ".join(f"{cell:>14}" for cell in cells))
     if found.pictures:
         lines.append(f"measured over {found.pictures:,} pictures, {len(found.skipped)} could not be read")
     return "\n".join([*lines, f"pictures: {', '.join(found.files[:-1])}", f"report:   {found.files[-1]}"])
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    """The figures of the blocks; "entropy_row" stands as "entropy" over "row"."""
+    keys = [key for key in rows[0] if "_" in key and not key.startswith("variance")]
+    lines = [
+        "block   grid" + "".join(f"{key.split('_')[0]:>9}" for key in keys),
+        " " * 12 + "".join(f"{key.split('_')[1]:>9}" for key in keys),
+    ]
+    for row in rows:
+        cells = (f"{'-' if row[key] is None else f'{row[key]:.2f}':>9}" for key in keys)
+        lines.append(f"{row['block']:5}{row['grid']:>7}{''.join(cells)}")
+    return lines

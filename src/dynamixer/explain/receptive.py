@@ -66,7 +66,7 @@ def receptive(
     check_token(token, seen.blocks[number].grid)
     rolled = rollout(seen, token, block=number)
     gradient = gradient_of(model, image, token, block=number, probes=probes)
-    even = rollout(_with_even_weights(seen), token, block=number)
+    even = rollout(with_even_weights(seen), token, block=number)
     return Receptive(
         token, number, rolled, gradient, rank_correlation(rolled, gradient), rank_correlation(even, gradient)
     )
@@ -121,7 +121,9 @@ def _is_whole(mixing: BlockMixing, number: int) -> bool:
     return mixing.block == number and bool(mixing.shares) and all(there)
 
 
-def _with_even_weights(seen: Explanation) -> Explanation:
+def with_even_weights(seen: Explanation) -> Explanation:
+    """The same with 1/K for every weight: what the rollout would be if only the grid and the shares decided."""
+
     def even(matrices: Tensor | None) -> Tensor | None:
         return None if matrices is None else torch.ones_like(matrices)
 

@@ -142,9 +142,8 @@ def table(seen: Explanation, found: Average | None) -> list[dict[str, Any]]:
             row[f"weight_{branch}"] = float(mixing.branch_weights[0, :, i].mean())
         rows.append(row)
     for row, block in zip(rows, found.blocks if found else (), strict=False):
-        for axis in AXES:
-            moved = block.of(axis)
-            row |= {f"{key}_{axis}": getattr(moved, key, None) for key in ("variance", "dynamic", "change")}
+        for key in ("variance", "dynamic", "change"):
+            row |= {f"{key}_{axis}": getattr(block.of(axis), key, None) for axis in AXES}
     return rows
 
 
