@@ -36,6 +36,19 @@ def test_occlusion_is_what_the_logit_loses(options):
     assert float(found[0, 0, 5, 9]) == pytest.approx(loss, abs=1e-4)
 
 
+def test_ablation_and_shapley_values_keep_their_promises():
+    model, x = small(), pictures(count=1)
+    quarters = (torch.arange(16)[:, None] // 8 * 2 + torch.arange(16)[None] // 8).expand(1, 3, 16, 16)
+    without = x * (quarters != 2)
+    with torch.no_grad():
+        logits, gone, nothing = (model(picture)[0, 1] for picture in (x, without, torch.zeros_like(x)))
+    ablated = captum.FeatureAblation(model).attribute(x, target=1, feature_mask=quarters)
+    assert float(ablated[0, 0, 9, 2]) == pytest.approx(float(logits - gone), abs=1e-4)
+    shares = captum.ShapleyValues(model).attribute(x, target=1, feature_mask=quarters)
+    total = float(shares[0, 0, ::8, ::8].sum())  # one pixel of each quarter
+    assert total == pytest.approx(float(logits - nothing), abs=1e-4)
+
+
 def test_grad_cam_is_that_of_the_maps_before_the_pooling():
     model, x = small(), pictures(count=1)
     found = captum.LayerGradCam(model, model.global_pool).attribute(x, target=0, attribute_to_layer_input=True)
@@ -53,3 +66,20 @@ def test_the_example_draws_what_it_says(tmp_path, monkeypatch, capsys):
     assert gain == pytest.approx(total, abs=0.1 * abs(gain) + 0.02)
     drawn = np.asarray(Image.open(tmp_path / "out.png").convert("RGB")).astype(int)
     assert (np.abs(drawn[..., 0] - drawn[..., 2]) > 60).mean() > 0.02  # red and blue
+
+
+def test_what_the_page_warns_of_is_so():
+    model, x = small(), pictures(count=1)
+    with torch.no_grad():
+        gain = float((model(x) - model(torch.zeros_like(x)))[0, 1])
+    simple = captum.InputXGradient(model).attribute(x.requires_grad_(), target=1)
+    with pytest.warns(UserWarning, match="Setting forward, backward hooks"):
+        deep = captum.DeepLift(model).attribute(x, target=1)
+    assert torch.allclose(deep, simple, atol=1e-5)
+    assert abs(float(deep.detach().sum()) - gain) > 0.2 * abs(gain)
+    plain = captum.Saliency(model).attribute(x, target=1, abs=False)
+    with pytest.warns(UserWarning, match="Setting backward hooks on ReLU"):
+        guided = captum.GuidedBackprop(model).attribute(x, target=1)
+    assert torch.allclose(guided, plain, atol=1e-5)
+    with pytest.raises(TypeError, match="LayerNorm"):
+        captum.LRP(model).attribute(x, target=1)

@@ -39,7 +39,7 @@ class Photo:
         """Put it on axes whose unit is a pixel of the stem; pale and grey, as a ground for colours."""
         shown: Any = self.picture
         if pale:
-            shown = 0.45 + 0.55 * np.asarray(self.picture.convert("L")) / 255
+            shown = 0.6 + 0.4 * np.asarray(self.picture.convert("L")) / 255
         height, width = self.size
         axes.imshow(shown, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0), interpolation="antialiased")
         axes.axis("off")
@@ -130,7 +130,7 @@ def receptive_picture(photo: Photo, found: Receptive, side: int, first_side: int
     """From where a token's value comes: the photograph, the rollout and the gradient."""
     height, width = photo.size
     cell_w, cell_h = (3.1, 3.1 * height / width) if height <= width else (3.1 * width / height, 3.1)
-    figure = _figure(0.4 + 3 * cell_w, 1.05 + cell_h)
+    figure = _figure(0.4 + 3 * cell_w, 0.7 + cell_h)
     panels = figure.subplots(1, 3)
     photo.draw(panels[0], pale=False)
     panels[0].set_title("the picture as the network sees it", fontsize=9, color=INK)
