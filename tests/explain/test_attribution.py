@@ -38,7 +38,7 @@ def test_occlusion_is_what_the_logit_loses(options):
 
 def test_ablation_and_shapley_values_keep_their_promises():
     model, x = small(), pictures(count=1)
-    quarters = (torch.arange(16)[:, None] // 8 * 2 + torch.arange(16)[None] // 8).expand(1, 3, 16, 16)
+    quarters = (torch.arange(16)[:, None] // 8 * 2 + torch.arange(16)[None] // 8).repeat(1, 3, 1, 1)
     without = x * (quarters != 2)
     with torch.no_grad():
         logits, gone, nothing = (model(picture)[0, 1] for picture in (x, without, torch.zeros_like(x)))
