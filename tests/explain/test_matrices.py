@@ -1,4 +1,6 @@
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 
 import dynamixer
 from dynamixer.errors import UserError
-from dynamixer.explain import look, mixing_matrices, record
+from dynamixer.explain import look, mixing_matrices, receptive, record
 from dynamixer.explain.matrices import blocks_of
 from dynamixer.layers import AxisMixer
 from helpers import error, relative_entropy
@@ -253,8 +255,38 @@ def test_blocks_inside_other_models_and_compiled_ones_are_found():
     found = mixing_matrices(compiled, x)
     assert [m.name for m in found] == names
     assert all(torch.equal(a.row, b.row) for a, b in zip(found, expected, strict=True))
+    model.compile(backend="eager")  # in place
+    with torch.no_grad():
+        model(x)
+    assert all(torch.equal(a.row, b.row) for a, b in zip(mixing_matrices(model, x), expected, strict=True))
     backbone = timm.create_model("dynamixer_nano", features_only=True).eval()
     assert len(mixing_matrices(backbone, torch.randn(1, 3, 32, 32), axes=["column"])) == 6
+
+
+def test_threads_that_share_a_model_do_not_see_each_other():
+    model, x = small(), pictures(count=1)
+    others = pictures((20, 24), seed=5)
+    expected, stop = look(model, x), threading.Event()
+    with torch.no_grad():
+        logits = model(others)
+
+    def predicting():
+        with torch.inference_mode():
+            while not stop.is_set():
+                assert torch.equal(model(others), logits)
+
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(predicting) for _ in range(2)]
+        looking = [pool.submit(look, model, x) for _ in range(20)]
+        found = receptive(model, x, (1, 2))
+        for seen in [look(model, x), *(job.result() for job in looking)]:
+            assert seen.size == (16, 16)
+            assert [b.block for b in seen.blocks] == [0, 1, 2]
+            assert all(torch.equal(a.row, b.row) for a, b in zip(seen.blocks, expected.blocks, strict=True))
+        stop.set()
+        for job in running:
+            job.result()
+    assert torch.equal(found.gradient, receptive(model, x, (1, 2)).gradient)
 
 
 def test_half_precision_and_autocast():

@@ -5,8 +5,9 @@ Every matrix is [output token, input token]: a row says where an output token re
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -125,7 +126,8 @@ def look(
     training = {module for module in model.modules() if module.training}
     size: list[tuple[int, int]] = []
     stem = getattr(model, "patch_embed", None)
-    handle = stem.register_forward_pre_hook(lambda _, args: size.append(tuple(args[0].shape[-2:]))) if stem else None
+    note = of_this_thread(lambda _, args: size.append(tuple(args[0].shape[-2:])))
+    handle = stem.register_forward_pre_hook(note) if stem is not None else None
     try:
         with record(model.eval(), blocks=blocks, axes=axes, weights=weights) as seen:
             logits = model(images)
@@ -148,7 +150,8 @@ def record(
 ) -> Iterator[list[BlockMixing]]:
     """A list that each forward pass of the model, run inside, adds its blocks' mixing to; what it computes stays the same.
 
-    The matrices are made once more from what a block reads, without gradients. A compiled model runs uncompiled meanwhile.
+    The matrices are made once more from what a block reads, without gradients. Passes of other threads are left alone. A
+    compiled model runs uncompiled meanwhile, in one thread at a time.
 
     Raises:
         UserError: as for `mixing_matrices`.
@@ -164,11 +167,11 @@ def record(
             assert isinstance(block, DynaMixerBlock)
             seen.append(_mixing(block, args[0], number, name, axes, weights))
 
-        return hook
+        return of_this_thread(hook)
 
     handles = [known[i][1].register_forward_pre_hook(hook_of(i, known[i][0])) for i in chosen]
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with uncompiled(model):
             yield seen
     finally:
         for handle in handles:
@@ -189,6 +192,18 @@ def blocks_of(model: nn.Module) -> list[tuple[str, DynaMixerBlock]]:
     if not found:
         raise UserError(f"this {type(model).__name__} has no DynaMixer blocks, so it has no mixing to show.")
     return found
+
+
+def of_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The same hook, silent in other threads, which may run the same model meanwhile."""
+    thread = threading.get_ident()
+    return lambda *args: hook(*args) if threading.get_ident() == thread else None
+
+
+def uncompiled(model: nn.Module) -> AbstractContextManager[None]:
+    """Runs a compiled model as it is written: what was compiled before a hook came does not know of it."""
+    compiled = hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def check_blocks(blocks: Sequence[int] | None, depth: int) -> list[int]:

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from dynamixer.errors import UserError
-from dynamixer.explain.matrices import AXES, BlockMixing, Explanation, check_blocks, look
+from dynamixer.explain.matrices import (
+    AXES,
+    BlockMixing,
+    Explanation,
+    check_blocks,
+    look,
+    of_this_thread,
+    uncompiled,
+)
 from dynamixer.models.dynamixer import DynaMixer
 
 PROBES = 16
@@ -175,11 +183,14 @@ def gradient_of(model: DynaMixer, image: Tensor, token: tuple[int, int], *, bloc
         kept["value"] = tokens[0, token[0], token[1]]
 
     layers = [layer for stage in model.stages for layer in stage.blocks]
-    handles = [model.patch_embed.register_forward_hook(stem), layers[block].register_forward_hook(after)]
+    handles = [
+        model.patch_embed.register_forward_hook(of_this_thread(stem)),
+        layers[block].register_forward_hook(of_this_thread(after)),
+    ]
     training = {module for module in model.modules() if module.training}
     try:
         # A server looks in inference mode, in which nothing could be differentiated.
-        with torch.inference_mode(False), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.inference_mode(False), torch.enable_grad(), uncompiled(model):
             model.eval().forward_features(image.clone())
     finally:
         for handle in handles:
