@@ -24,8 +24,8 @@ def _signals():
 
 def test_one_object_on_stdout_and_everything_else_on_stderr(tmp_path):
     model = saved(tmp_path)
-    words = ["explain", BAG, "--model", model, "--json", "--token", "5,6", "--blocks", "0,-1", "--device", "cpu"]
-    command = [sys.executable, "-m", "dynamixer", *map(str, words), "--pictures", str(EXAMPLES)]
+    words = ["explain", BAG, "--model", model, "--json", "--token", "5,6", "--blocks=-1", "--device", "cpu"]
+    command = [sys.executable, "-m", "dynamixer", *map(str, words)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -33,9 +33,9 @@ def test_one_object_on_stdout_and_everything_else_on_stderr(tmp_path):
     assert found["token"] == [5, 6]
     assert found["files"][-1] == os.path.join("explain-bag", "report.html")
     assert (tmp_path / found["files"][-1]).is_file()
-    assert [Path(f).name for f in found["files"] if "token" in f] == ["token-00.png", "token-02.png"]
+    assert [Path(f).name for f in found["files"] if "token" in f] == ["token-02.png"]
     assert found["receptive"]["block"] == 2
-    assert found["pictures"] == 10
+    assert found["pictures"] == 0
 
 
 def called(capsys, *words):
@@ -58,6 +58,12 @@ def test_the_text_says_the_same_in_a_table(tmp_path, capsys, monkeypatch):
     assert lines[4].split() == ["row", "column", "column", "row", "channel"]
     assert [line.split()[:2] for line in lines[5:8]] == [["0", "8x8"], ["1", "4x4"], ["2", "4x4"]]
     assert lines[-1].endswith("report.html")
+    code, out, _ = called(
+        capsys, "explain", BAG, "--model", model, "--pictures", EXAMPLES, "--limit", 4, "--device", "cpu"
+    )
+    assert code == 0
+    assert out.splitlines()[3].split()[-4:] == ["dynamic", "dynamic", "change", "change"]
+    assert out.splitlines()[8] == "measured over 4 pictures, 0 could not be read"
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def one_block(mixing, image):
 
 
 @EVERY
-@pytest.mark.parametrize("size", PICTURES.values(), ids=PICTURES.keys())
+@pytest.mark.parametrize("size", [PICTURES["larger"], PICTURES["smaller"]])
 def test_the_rollout_is_the_product_of_the_blocks(options, size):
     if options.get("shared"):
         size = size[0], size[0]
@@ -135,6 +135,16 @@ def test_a_block_without_its_row_reads_its_column_only(model):
     assert (found.rollout[~column] == 0).all()
     if model.stages[0].blocks[0].mixer.reweight is None:  # whose means over all tokens would bring the others in
         assert (found.gradient[~column] == 0).all()
+
+
+def test_a_block_whose_projections_are_zero_passes_tokens_on():
+    model = zero_projection(small(reweight=False, **ONE))
+    with torch.no_grad():
+        for linear in (model.stages[0].blocks[0].mixer.column.project, model.stages[0].blocks[0].mixer.channel):
+            linear.weight.zero_()
+    found = receptive(model, pictures(count=1), (3, 6))
+    assert float(found.rollout[3, 6]) == float(found.rollout.sum()) == 1
+    assert torch.equal(found.gradient, found.rollout)
 
 
 def test_the_gradient_reaches_what_the_matrices_reach_and_no_more():

@@ -147,7 +147,8 @@ def _before_block(flow: Tensor, mixing: BlockMixing, image: int) -> Tensor:
     if mixing.column is not None:
         column = _averaged(mixing.column[image], mixing.shares["column"][image])
         mixed = mixed + torch.einsum("nhw,whu->nuw", flow, column)
-    return (flow + mixed) / 2
+    whole = sum(share[image].sum() for share in mixing.shares.values())  # 1; less where projections are zero
+    return (flow + mixed) / (1 + whole)
 
 
 def _averaged(matrices: Tensor, shares: Tensor) -> Tensor:
