@@ -177,6 +177,7 @@ def test_the_model_stays_as_it_is():
     assert all(m.training for m in model.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     model.eval()
+    assert torch.equal(receptive(torch.compile(model, backend="eager"), x, (1, 2)).gradient, a.gradient)
     with torch.inference_mode():  # as a server runs it
         assert torch.allclose(receptive(model, x, (1, 2)).rollout, a.rollout, atol=1e-6)
 

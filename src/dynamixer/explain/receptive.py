@@ -38,9 +38,7 @@ class Receptive:
     rollout: Tensor  # [H, W], sums to 1
     gradient: Tensor  # [H, W], size of the token's derivative by each token of the stem, sums to 1
     rank_correlation: float  # Spearman's, of the two
-    even_correlation: (
-        float  # of the gradient with a rollout of even weights: what the grid alone tells, without the matrices
-    )
+    even_correlation: float  # of the gradient with a rollout of even weights, which the grid alone would give
     left_out: str = LEFT_OUT
 
 
@@ -64,6 +62,7 @@ def receptive(
     Raises:
         UserError: another model, several pictures, or a token or block that does not exist.
     """
+    model = getattr(model, "_orig_mod", model)  # of a compiled one
     if not isinstance(model, DynaMixer):
         raise UserError(f"receptive follows the stages of a DynaMixer, and this is a {type(model).__name__}.")
     image = image[None] if image.ndim == 3 else image
