@@ -18,8 +18,9 @@ SRC = ROOT / "src" / "dynamixer"
 
 def test_the_public_names_are_these():
     assert sorted(dynamixer.__all__) == [
-        "Checkpoint", "DynaMixer", "RECIPES", "RunError", "TrainConfig", "UserError", "count", "evaluate",
-        "export", "load", "load_official", "optimize", "predict", "predict_many", "push", "train", "use_kernel",
+        "Checkpoint", "DynaMixer", "RECIPES", "RunError", "TrainConfig", "UserError", "count", "evaluate", "export",
+        "load", "load_official", "mixing_matrices", "optimize", "predict", "predict_many", "push", "receptive", "train",
+        "use_kernel",
     ]  # fmt: skip
     assert all(hasattr(dynamixer, name) for name in dynamixer.__all__)
 

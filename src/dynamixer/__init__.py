@@ -10,6 +10,7 @@ import timm
 
 from dynamixer.errors import RunError, UserError
 from dynamixer.evaluate import evaluate
+from dynamixer.explain import mixing_matrices, receptive
 from dynamixer.export import export
 from dynamixer.hub import push
 from dynamixer.many import predict_many
@@ -32,10 +33,12 @@ __all__ = [
     "export",
     "load",
     "load_official",
+    "mixing_matrices",
     "optimize",
     "predict",
     "predict_many",
     "push",
+    "receptive",
     "train",
     "use_kernel",
 ]

@@ -18,6 +18,7 @@ from dynamixer.cli.bench import bench
 from dynamixer.cli.common import EXIT_CODES, FAILED, INTERRUPTED, TERMINATED, USER_MISTAKE
 from dynamixer.cli.data import data
 from dynamixer.cli.evaluate import evaluate
+from dynamixer.cli.explain import explain
 from dynamixer.cli.export import export
 from dynamixer.cli.models import models
 from dynamixer.cli.predict import predict
@@ -38,7 +39,7 @@ def cli() -> None:
     """
 
 
-for command in (train, evaluate, predict, export, push, models, data, bench):
+for command in (train, evaluate, predict, explain, export, push, bench, models, data):
     cli.add_command(command)
 
 
