@@ -19,6 +19,7 @@ from dynamixer.cli.data import data
 from dynamixer.cli.evaluate import evaluate
 from dynamixer.cli.models import models
 from dynamixer.cli.predict import predict
+from dynamixer.cli.serve import serve
 from dynamixer.cli.train import train
 
 
@@ -35,7 +36,7 @@ def cli() -> None:
     """
 
 
-for command in (train, evaluate, predict, models, data):
+for command in (train, evaluate, predict, serve, models, data):
     cli.add_command(command)
 
 
