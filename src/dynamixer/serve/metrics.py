@@ -1,5 +1,7 @@
 """What a server counts, for Prometheus."""
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -12,7 +14,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        options = {"registry": self.registry, "namespace": "dynamixer"}
+        options: dict[str, Any] = {"registry": self.registry, "namespace": "dynamixer"}
         self.requests = Counter("requests", "Requests answered.", ["path", "status"], **options)
         self.seconds = Histogram(
             "request_seconds", "From the head of a request to its answer.", ["path"],

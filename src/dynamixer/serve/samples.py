@@ -55,7 +55,7 @@ def _shipped() -> list[tuple[str, bytes]]:
     for index, label in enumerate(source.labels):
         each.setdefault(int(label), []).append(index)
     chosen = [each[label][i] for i in range(8) for label in sorted(each) if i < len(each[label])]
-    return [(source.classes[int(source.labels[i])], source.encoded(i)) for i in chosen[:AVERAGED]]
+    return [(source.classes[int(source.labels[i])], source.encoded(i) or b"") for i in chosen[:AVERAGED]]
 
 
 def _from_folder(folder: Path) -> list[tuple[str, bytes]]:

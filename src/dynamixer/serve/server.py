@@ -49,7 +49,7 @@ def serve(
         RunError: the port is taken.
     """
     settings = settings or Settings()
-    listener = _listen(settings)
+    listener = listen(settings)
     try:
         samples = find_samples(settings.samples, settings.limits)
         checkpoint = load(model, device=resolve_device(device))
@@ -58,7 +58,7 @@ def serve(
         service = Service(checkpoint, settings, samples)
         if not settings.loopback and settings.token is None:
             log(f"everybody who reaches {settings.host} may use this server: DYNAMIXER_TOKEN asks for a token")
-        server = _Server(service.guard, settings, lambda: ready(_address(listener)))
+        server = Server(service.guard, settings, lambda: ready(address_of(listener)))
         before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
         try:  # uvicorn passes on the signals that ended it, to handlers that do nothing
             server.run(sockets=[listener])
@@ -69,7 +69,8 @@ def serve(
         listener.close()
 
 
-def _listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
+    """A socket bound to the settings' address, so that a taken port is told before a model is loaded."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -84,7 +85,8 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def _address(listener: socket.socket) -> str:
+def address_of(listener: socket.socket) -> str:
+    """Where a browser finds it."""
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
@@ -105,7 +107,7 @@ class _Connection(H11Protocol):
             super().data_received(data)
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn's, which watches its connections and ends in order."""
 
     def __init__(self, guard: Guard, settings: Settings, on_start: Callable[[], None]):
@@ -141,7 +143,8 @@ class _Server(uvicorn.Server):
     def _close_stalled(self) -> None:
         """Close connections that for too long sent no whole head of a request, or took nothing of their answer."""
         now, before, self._since = time.monotonic(), self._since, {}
-        for connection in list(self.server_state.connections):
+        connections: list[Any] = list(self.server_state.connections)
+        for connection in connections:
             cycle = connection.cycle
             waits_for_head = cycle is None or cycle.response_complete
             if not (waits_for_head or connection.flow.write_paused):

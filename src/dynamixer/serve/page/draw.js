@@ -36,7 +36,7 @@ export function dimmed(image) {
   const { data } = pixels;
   for (let i = 0; i < data.length; i += 4) {
     const grey = 0.3 * data[i] + 0.59 * data[i + 1] + 0.11 * data[i + 2];
-    for (let c = 0; c < 3; c++) data[i + c] = 14 + 0.36 * (0.75 * grey + 0.25 * data[i + c]);
+    for (let c = 0; c < 3; c++) data[i + c] = 20 + 0.46 * (0.8 * grey + 0.2 * data[i + c]);
   }
   context.putImageData(pixels, 0, 0);
   return canvas;
@@ -108,9 +108,10 @@ function drawGrid(context, width, height, cellH, cellW) {
 }
 
 // Bars along one side of the picture, each beside its token: below it for the row, right of it for the column.
+// Returns the weight that the longest bar that fits would have.
 export function drawBars(canvas, width, height, along, cell, name, softmax) {
   const context = prepare(canvas, width, height);
-  if (!along) return;
+  if (!along) return 0;
   const lying = name === "column";
   const [length, depth] = lying ? [height, width] : [width, height];
   const place = (start, from, size, to) => (lying ? [from, start, to - from, size] : [start, from, size, to - from]);
@@ -147,6 +148,7 @@ export function drawBars(canvas, width, height, along, cell, name, softmax) {
     context.stroke();
     context.setLineDash([]);
   }
+  return most;
 }
 
 function rgb(colour) {

@@ -43,14 +43,14 @@ const app = {
   draw() {
     const { model, view } = this;
     if (model.mixing) {
-      const { stage, segments } = model.blocks[view.block];
-      const stages = new Set(model.blocks.map((block) => block.stage)).size;
+      const { segments } = model.blocks[view.block];
       const grid = this.panels[0].blocks?.[view.block].grid;
       get("block").value = view.block;
-      get("block-text").value = `${view.block + 1} of ${model.blocks.length} · stage ${stage + 1} of ${stages}${grid ? ` · ${grid.join(" × ")} tokens` : ""}`;
+      say(get("block-text"), `${view.block + 1} of ${model.blocks.length}`, grid ? ` · ${grid.join(" × ")} tokens` : "");
       get("segment").max = segments;
       get("segment").value = view.segment = Math.min(view.segment, segments);
-      get("segment-text").value = view.segment ? `${view.segment} of ${segments}` : `mean of all ${segments}`;
+      if (view.segment) say(get("segment-text"), `${view.segment} of ${segments}`, "");
+      else say(get("segment-text"), "mean", ` of all ${segments}`);
       get("block").setAttribute("aria-valuetext", get("block-text").value);
       get("segment").setAttribute("aria-valuetext", get("segment-text").value);
       get("show-text").textContent = this.explanation();
@@ -72,6 +72,11 @@ const app = {
     }[this.view.show];
   },
 };
+
+// A text whose end is left out where there is little room.
+function say(output, text, more) {
+  output.replaceChildren(text, Object.assign(document.createElement("span"), { className: "wide", textContent: more }));
+}
 
 function play(on) {
   clearInterval(app.playing);
@@ -169,8 +174,7 @@ async function start() {
     return;
   }
   describe(app.model);
-  get("controls").hidden = !app.model.mixing && false;
-  get("controls").classList.toggle("no-mixing", !app.model.mixing);
+  get("controls").hidden = !app.model.mixing;
   get("block").max = Math.max(0, app.model.blocks.length - 1);
   const first = new Panel(app, "Picture");
   app.panels = [first];

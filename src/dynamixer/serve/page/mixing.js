@@ -75,7 +75,7 @@ function lookAlong(name, block, average, line, output, view) {
   const change = usual && view.show !== "average" ? moved(rowOf(matrix), rowOf(usual)) : null;
   if (view.show === "difference") matrix = minus(matrix, usual);
   const weights = rowOf(matrix);
-  const best = weights.reduce((top, value, i) => (value > weights[top] ? i : top), 0);
+  const best = weights.reduce((top, value, i) => (Math.abs(value) > Math.abs(weights[top]) ? i : top), 0);
   return { weights, matrix, tokens: axis.tokens, output, best, change, usual: view.show === "picture" && usual ? rowOf(usual) : null };
 }
 

@@ -5,7 +5,7 @@ import { dimmed, drawBars, drawMatrix, drawPicture } from "./draw.js";
 import { decodeBlocks, look, placeOf, tokenAt } from "./mixing.js";
 
 const BARS = 64;
-const FILM = 76;
+const FILM = 60;
 const element = (tag, properties, ...children) => {
   const made = Object.assign(document.createElement(tag), properties);
   made.append(...children);
@@ -183,15 +183,21 @@ export class Panel {
     const seen = look(block, average, view);
     const softmax = model.mixing.softmax && view.show !== "difference";
     drawPicture(this.find(".picture"), width, height, this.photo, block, seen, view.show);
-    drawBars(this.find(".row-bars"), width, BARS, seen.row, block.cell[1], "row", softmax);
-    drawBars(this.find(".column-bars"), BARS, height, seen.column, block.cell[0], "column", softmax);
-    const half = Math.min(150, Math.floor((this.find(".matrices").clientWidth - 16) / 2));
+    const scales = [
+      ["row", drawBars(this.find(".row-bars"), width, BARS, seen.row, block.cell[1], "row", softmax)],
+      ["column", drawBars(this.find(".column-bars"), BARS, height, seen.column, block.cell[0], "column", softmax)],
+    ];
+    this.find(".corner").replaceChildren(
+      "full bar",
+      ...scales.filter(([, most]) => most).map(([name, most]) => element("b", { className: name, textContent: this.value(most) })),
+    );
+    const half = Math.min(184, Math.floor((this.find(".matrices").clientWidth - 16) / 2));
     for (const name of ["row", "column"]) {
       drawMatrix(this.find(`figure.${name} canvas`), half, seen[name], name);
       this.find(`figure.${name}`).hidden = !seen[name];
       const line = (name === "row" ? seen.token.i : seen.token.j) + 1;
       this.find(`figure.${name} figcaption`).textContent =
-        `${name} ${line}: each line of the map is a token and shows what it reads; framed is yours`;
+        `${name} ${line}`;
     }
     this.find(".caption").replaceChildren(...this.sentences(seen, block));
     const spoken = this.find(".caption").textContent;
@@ -201,10 +207,14 @@ export class Panel {
     this.drawFilm();
   }
 
+  value(weight) {
+    const sign = this.app.view.show === "difference" && weight > 0 ? "+" : "";
+    const text = this.app.model.mixing.softmax ? `${(100 * weight).toFixed(0)}\u00a0%` : weight.toFixed(2);
+    return sign + text.replace("-", "\u2212");
+  }
+
   sentences(seen, block) {
-    const { view, model } = this.app;
-    const value = (weight) =>
-      model.mixing.softmax ? `${weight > 0 && view.show === "difference" ? "+" : ""}${(100 * weight).toFixed(0)} %` : weight.toFixed(2);
+    const { view } = this.app;
     const text = [`Token in row ${seen.token.i + 1}, column ${seen.token.j + 1} of ${block.grid[0]} × ${block.grid[1]}. `];
     for (const [name, other] of [["row", "column"], ["column", "row"]]) {
       const along = seen[name];
@@ -213,9 +223,9 @@ export class Panel {
         text.push(word, " is not mixed by this model. ");
         continue;
       }
-      const what = view.show === "difference" ? "differs most upwards at" : "reads most from";
-      text.push(word, ` ${what} ${other} ${along.best + 1} (${value(along.weights[along.best])})`);
-      text.push(along.change === null ? ". " : `; ${(100 * along.change).toFixed(0)} % of it lies elsewhere than on average. `);
+      const what = view.show === "difference" ? "differs most at" : "reads most from";
+      text.push(word, ` ${what} ${other} ${along.best + 1} (${this.value(along.weights[along.best])})`);
+      text.push(along.change === null ? ". " : `; ${(100 * along.change).toFixed(0)}\u00a0% of it lies elsewhere than on average. `);
     }
     return text;
   }
