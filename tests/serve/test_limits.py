@@ -23,7 +23,7 @@ def test_every_hostile_picture_is_refused_at_once():
             accepted.append(name)
         except Refused as error:
             assert error.status in (413, 415, 422), name
-            assert error.sentence.endswith((".", "}")) and len(error.sentence) > 20, name
+            assert error.sentence.endswith("."), name
         if time.perf_counter() - start > 0.9:
             slow.append(name)
     assert (accepted, slow) == ([], [])

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from typing import Any
 
@@ -52,6 +52,7 @@ class Service:
         self.not_ready: str | None = "the model is warming up."
         self.average: bytes | None = None
         self.average_missing = "the average is being computed."
+        self.average_tried = asyncio.Event()
         self.guard = self._guard()
 
     def _guard(self) -> Guard:
@@ -107,6 +108,7 @@ class Service:
         except Exception as error:
             self.average_missing = f"the average could not be computed: {error}"
             log(f"error: {self.average_missing}")
+        self.average_tried.set()
 
     def _check_ready(self) -> None:
         if self.not_ready is not None:
@@ -154,8 +156,11 @@ class Service:
         return answer(self.classifier.describe() | {"limits": limits})
 
     async def get_average(self, request: Request) -> Response:
-        """The matrices averaged over the samples."""
+        """The matrices averaged over the samples; for a while after the start this waits for them."""
         _query(request)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.answer_seconds):
+                await self.average_tried.wait()
         if self.average is not None:
             return answer(self.average)
         if self.average_missing.startswith("this model"):
@@ -178,8 +183,8 @@ class Service:
         return Response(self.samples[number].encoded, media_type="application/octet-stream")
 
     async def healthz(self, _: Request) -> Response:
-        """The process answers."""
-        return answer({"status": "alive"})
+        """The process answers; for the page also whether, or why not yet, it is ready."""
+        return answer({"status": "alive", "ready": self.not_ready is None, "reason": self.not_ready})
 
     async def readyz(self, _: Request) -> Response:
         """It answers rightly: the warm-up inference matched its golden answer, and it is not about to stop."""

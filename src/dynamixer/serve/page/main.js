@@ -160,7 +160,11 @@ async function start() {
   readColours();
   get("failure").hidden = true;
   try {
-    await patiently(() => getJson("readyz"));
+    for (let state; !(state = await getJson("healthz")).ready; ) {
+      const reason = state.reason.charAt(0).toUpperCase() + state.reason.slice(1);
+      get("about").textContent = reason;
+      await new Promise((resolve) => setTimeout(resolve, 500));
+    }
     app.model = await getJson("v1/model");
     const { samples, averaged } = await getJson("v1/samples");
     Object.assign(app, { samples, averaged });

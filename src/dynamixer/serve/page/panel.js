@@ -171,7 +171,8 @@ export class Panel {
     const { image } = this.photo;
     const stage = this.find(".stage");
     const room = Math.max(120, stage.clientWidth - (block ? BARS + 6 : 0));
-    const width = Math.floor(Math.min(room, (560 * image.naturalWidth) / image.naturalHeight));
+    const tallest = Math.max(400, Math.min(560, window.innerHeight - 480)); // with its bars on one screen, where it can be
+    const width = Math.floor(Math.min(room, (tallest * image.naturalWidth) / image.naturalHeight));
     const height = Math.floor((width * image.naturalHeight) / image.naturalWidth);
     if (!block) {
       const canvas = this.find(".picture");
