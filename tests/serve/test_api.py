@@ -75,7 +75,8 @@ def test_mixing_is_what_the_model_mixes_with(here, model):
     rows = np.array(listed["blocks"][0]["row"]["data"])
     assert rows.shape == (4, 4, 4, 4)
     assert np.abs(rows.sum(-1) - 1).max() < 1e-5
-    _, _, halves = client.post("/v1/mixing", encoded)
+    assert listed["view"] is None
+    _, _, halves = client.post("/v1/mixing?view=true", encoded)
     assert [b["block"] for b in halves["blocks"]] == [0, 1, 2]
     assert halves["view"].startswith("data:image/jpeg;base64,/9j/")
 
@@ -245,6 +246,20 @@ def test_too_many_connections_are_told_so(model):
         answer = response.getresponse()
         assert (answer.status, answer.headers["Retry-After"]) == (503, "2")
         assert held[0].get("/healthz")[0] == 200
+
+
+def test_what_is_not_http_is_told_so(here):
+    host, port = here[0].removeprefix("http://").rstrip("/").split(":")
+    for said in (
+        b"hello\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 70_000,
+        b"\x16\x03\x01\x02\0\r\n\r\n",
+    ):
+        with socket.create_connection((host, port), 5) as connection:
+            connection.sendall(said)
+            answer = connection.recv(4000)
+            assert answer.startswith(b"HTTP/1.1 400 "), answer
+            assert json.loads(answer.split(b"\r\n\r\n")[1])["error"].startswith("this is not HTTP")
 
 
 def test_settings_that_cannot_work_are_refused():

@@ -285,7 +285,7 @@ def test_dropped_files_and_what_is_wrong_with_them(browser, model):
         service.not_ready = "the model is warming up."
         drop(page, picture(9))
         page.wait_for_selector(".panel .error:has-text('The model is warming up.')")
-        page.route("**/v1/mixing", lambda route: route.abort())
+        page.route("**/v1/mixing*", lambda route: route.abort())
         drop(page, picture(9))
         page.wait_for_selector(".panel .error:has-text('The server did not answer')")
 

@@ -142,8 +142,12 @@ class Service:
 
     async def mixing(self, request: Request) -> Response:
         """The matrices of a picture."""
-        given = _query(request, "top", "blocks", "encoding")
-        top, query = _top(given), MixingQuery(_blocks(given.get("blocks")), given.get("encoding", "float16"))
+        given = _query(request, "top", "blocks", "encoding", "view")
+        view = given.get("view", "false")
+        if view not in ("true", "false"):
+            raise Refused(422, f"view={view[:40]!r} is neither true nor false.")
+        top = _top(given)
+        query = MixingQuery(_blocks(given.get("blocks")), given.get("encoding", "float16"), view == "true")
         if query.encoding not in ENCODINGS:
             raise Refused(422, f"unknown encoding {query.encoding[:40]!r}: it is one of {', '.join(ENCODINGS)}.")
         self.classifier.check(query)

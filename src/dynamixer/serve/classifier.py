@@ -46,6 +46,7 @@ class MixingQuery:
 
     blocks: frozenset[int] | None = None  # None: all
     encoding: str = "float16"  # base64 of little-endian float16 or float32, or "lists"
+    view: bool = False  # with a JPEG of what the model saw
 
 
 class Classifier:
@@ -120,7 +121,7 @@ class Classifier:
             Refused: not a picture, another kind of model, or more numbers than one answer may hold.
         """
         self.check(query)
-        prepared = await self.prepare(encoded, view=True)
+        prepared = await self.prepare(encoded, view=query.view)
         return await asyncio.get_running_loop().run_in_executor(self.thread, self._mixing, prepared, query, k)
 
     def check(self, query: MixingQuery) -> None:

@@ -32,7 +32,7 @@ def document(settings: Settings, classes: int) -> dict[str, Any]:
             "post": _with_picture(
                 "With which weights each row and column of tokens mixes for this picture",
                 "Mixing",
-                [_top(classes), _BLOCKS, _ENCODING],
+                [_top(classes), _BLOCKS, _ENCODING, _VIEW],
             )
         },
         "/v1/model": {"get": _get("The model, its classes, preprocessing and blocks", "Model")},
@@ -79,6 +79,12 @@ _ENCODING = {
     "name": "encoding", "in": "query",
     "description": "base64 of little-endian float16 or float32 in the order of the axes, or lists of numbers",
     "schema": {"type": "string", "enum": list(ENCODINGS), "default": "float16"},
+}  # fmt: skip
+
+
+_VIEW = {
+    "name": "view", "in": "query", "description": "whether to send what the model saw, a JPEG as data URL",
+    "schema": {"type": "boolean", "default": False},
 }  # fmt: skip
 
 
@@ -148,7 +154,7 @@ _SCHEMAS: dict[str, Any] = {
     ),
     "Mixing": _object(
         top={"type": "array", "items": _ref("Guess")},
-        view={"type": "string", "description": "what the model saw, as data URL of a JPEG"}, **_MIXING,
+        view={"type": ["string", "null"]}, **_MIXING,
     ),
     "Average": _object(pictures=_INTEGER, **_MIXING),
     "Samples": _object(

@@ -1,6 +1,7 @@
 """The process: uvicorn, with connections that stall closed and an end that answers everything it took in."""
 
 import asyncio
+import json
 import signal
 import socket
 import time
@@ -22,11 +23,19 @@ from dynamixer.serve.samples import find_samples
 from dynamixer.serve.settings import Settings
 
 STOP_SECONDS = 25  # after SIGTERM, for what is being answered
-_SENTENCE = b'{"error": "too many connections are open: try again."}'
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 2\r\nConnection: close\r\n"
-    b"Content-Length: %d\r\n\r\n" % len(_SENTENCE)
-) + _SENTENCE
+
+
+def _raw_refusal(status: str, sentence: str, *headers: str) -> bytes:
+    """A whole answer, for connections on which there is no request to answer."""
+    body = json.dumps({"error": sentence}).encode()
+    head = [
+        f"HTTP/1.1 {status}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+        *headers,
+    ]
+    return "\r\n".join([*head, "", ""]).encode() + body
 
 
 def serve(
@@ -97,12 +106,20 @@ class _Connection(H11Protocol):
     most = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A new one."""
         super().connection_made(transport)
         if len(self.connections) > self.most:
-            transport.write(_FULL)
+            sentence = "too many connections are open: try again."
+            transport.write(_raw_refusal("503 Service Unavailable", sentence, "Retry-After: 2"))
             transport.close()
 
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn calls on bytes that are not HTTP."""
+        self.transport.write(_raw_refusal("400 Bad Request", "this is not HTTP, or its head is too long."))
+        self.transport.close()
+
     def data_received(self, data: bytes) -> None:
+        """Bytes of a request, unless the connection is being closed."""
         if not self.transport.is_closing():
             super().data_received(data)
 

@@ -115,7 +115,7 @@ export function drawBars(canvas, width, height, along, cell, name, softmax) {
   const lying = name === "column";
   const [length, depth] = lying ? [height, width] : [width, height];
   const place = (start, from, size, to) => (lying ? [from, start, to - from, size] : [start, from, size, to - from]);
-  const signed = along.weights.some((value) => value < 0);
+  const signed = [...along.weights, ...(along.usual ?? [])].some((value) => value < 0);
   const even = 1 / along.tokens;
   const most = scaleOf([...along.weights, ...(along.usual ?? [])], softmax ? 1.25 * even : 1e-6);
   const zero = signed ? depth / 2 : 1;

@@ -136,7 +136,7 @@ function listen() {
 function describe(model) {
   const [height, width] = model.preprocessing.size;
   const facts = [
-    model.model, `${model.classes.length} classes`, `${height} × ${width} px`, `${(model.parameters / 1e6).toFixed(1)} M parameters`,
+    model.model, `${model.classes.length} classes`, `${height} × ${width} px`, `${model.parameters.toLocaleString("en")} parameters`,
   ];
   get("about").textContent = facts.join(" · ");
   const { mixing } = model;

@@ -128,7 +128,7 @@ export class Panel {
     this.root.setAttribute("aria-busy", "true");
     try {
       const mixes = Boolean(this.app.model.mixing);
-      const answer = await postPicture(mixes ? "v1/mixing" : "v1/predict", blob, asked.signal);
+      const answer = await postPicture(mixes ? "v1/mixing?view=true" : "v1/predict", blob, asked.signal);
       const image = mixes ? await load(answer.view) : await load(URL.createObjectURL(blob)).catch(() => null);
       if (this.asked !== asked) return;
       this.photo = image && { image, dim: dimmed(image) };
@@ -190,7 +190,7 @@ export class Panel {
     ];
     this.find(".corner").replaceChildren(
       "full bar",
-      ...scales.filter(([, most]) => most).map(([name, most]) => element("b", { className: name, textContent: this.value(most) })),
+      ...scales.filter(([, most]) => most).map(([name, most]) => element("b", { className: name, textContent: this.value(most).replace("+", "") })),
     );
     const half = Math.min(184, Math.floor((this.find(".matrices").clientWidth - 16) / 2));
     for (const name of ["row", "column"]) {
