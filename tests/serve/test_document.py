@@ -5,9 +5,11 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import timm
 
 import dynamixer.cli
 from dynamixer.serve import Settings
+from dynamixer.serve.mixing import count_numbers
 from dynamixer.serve.openapi import REFUSALS, document
 from dynamixer.serve.samples import AVERAGED
 
@@ -34,6 +36,14 @@ def test_its_numbers_are_the_defaults():
     assert f"share {settings.body_memory // 2**20} MiB" in PAGE
     assert f"A body has {settings.body_seconds:g} seconds to arrive, an answer {settings.answer_seconds:g}." in PAGE
     assert f"({AVERAGED} at most)" in PAGE
+
+
+def test_the_sizes_of_the_decision_are_counted():
+    page = (ROOT / "docs/adr/0009-serve.md").read_text(encoding="utf-8")
+    for name, shown in (("nano", "nano"), ("s", "S")):
+        model = timm.create_model(f"dynamixer_{name}", device="meta")
+        megabytes = 2 * 4 / 3 * sum(count_numbers(model, model.img_size)) / 1e6
+        assert f"{megabytes:.1f} MB for {shown}" in page
 
 
 def test_its_commands_and_tests_exist():
