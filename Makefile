@@ -1,7 +1,7 @@
 # make demo and make test set everything up that they need.
 export PYTHON ?= python3
 RUN ?= runs/demo
-.PHONY: demo test lint types tests test-heavy promises timm-tests setup system
+.PHONY: demo test lint types tests test-heavy promises soak timm-tests setup system
 
 setup:
 	@bash tools/setup.sh
@@ -29,6 +29,9 @@ test-heavy: setup system
 
 promises: setup
 	DYNAMIXER_PROMISES=long .venv/bin/pytest -v tests/training/test_promises.py tests/training/test_engine.py
+
+soak: setup
+	DYNAMIXER_PROMISES=long .venv/bin/pytest -s -v tests/serve/test_promises.py
 
 timm-tests: setup
 	.venv/bin/python tools/timm_tests.py

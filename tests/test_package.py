@@ -98,7 +98,13 @@ def test_the_wheel_trains_and_predicts_outside_the_checkout(tmp_path):
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for wanted in ("py.typed", "data/fashion/train.parquet", "data/fashion/test.parquet", "data/fashion/LICENSE"):
+    for wanted in (
+        "py.typed",
+        "data/fashion/train.parquet",
+        "data/fashion/test.parquet",
+        "data/fashion/LICENSE",
+        "serve/page/index.html",
+    ):
         assert f"dynamixer/{wanted}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert sum(i.compress_size for i in zipfile.ZipFile(wheel).infolist() if "fashion/" in i.filename) < 6e6
