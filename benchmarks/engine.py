@@ -31,6 +31,7 @@ from torch.nn import functional as F
 import dynamixer
 from dynamixer.device import resolve_device
 from dynamixer.progress import Meter
+from dynamixer.speed import use_kernel
 from dynamixer.training.config import TrainConfig
 from dynamixer.training.engine import _Run
 from dynamixer.training.resolve import resolve
@@ -57,6 +58,8 @@ class Bare:
         config, self.batches, self.engine = engine.config, batches, engine
         torch.manual_seed(config.seed)
         self.model = build_network(config, len(engine.data.train.classes)).model.train()
+        if any(getattr(part, "fused", False) for part in engine.model.modules()):
+            use_kernel(self.model)  # the same model
         course = Course(config, engine.data, engine.network, engine.world)
         self.optimizer, self.scheduler = course.optimizer(self.model)
 
