@@ -4,14 +4,15 @@ import os
 import signal
 
 from dynamixer.logs import quiet
-from dynamixer.many import parts, predict_many
+from dynamixer.many import predict_many
+from dynamixer.many import run as run_module
 
 RENAMES = ("replace", "unlink", "rmdir")
 
 
 def die_after(changes, *arguments, **options):
     """Run, and be killed with SIGKILL just before the change of the file system after the first `changes`."""
-    parts.PART = 8
+    run_module.PART = 8
     left = [changes]
 
     def counted(real):

@@ -23,6 +23,7 @@ import many_kills
 from dynamixer import UserError, predict_many
 from dynamixer.data import Preprocessing
 from dynamixer.many import parts as parts_module
+from dynamixer.many import run as run_module
 from dynamixer.models.checkpoint import create_model, save_checkpoint
 from helpers import sharpen
 
@@ -61,7 +62,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
-    monkeypatch.setattr(parts_module, "PART", 8)
+    monkeypatch.setattr(run_module, "PART", 8)
 
 
 def run(paths, model, out, **options):
@@ -72,9 +73,9 @@ def run(paths, model, out, **options):
 def undisturbed(folder, model, tmp_path_factory):
     """The bytes of both files, of a run of parts of 8."""
     out = tmp_path_factory.mktemp("reference") / "p.parquet"
-    before, parts_module.PART = parts_module.PART, 8
+    before, run_module.PART = run_module.PART, 8
     run(folder, model, out)
-    parts_module.PART = before
+    run_module.PART = before
     return out.read_bytes(), out.with_suffix(".bad.jsonl").read_bytes()
 
 

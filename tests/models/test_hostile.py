@@ -31,13 +31,9 @@ seen, inside, watching = [], [""], [False]
 def _hook(event, arguments):
     if not watching[0]:
         return
-    if event in WATCHED:
-        seen.append((event, str(arguments)[:200]))
-    elif (
-        event == "open"
-        and isinstance(arguments[0], str | bytes)
-        and not os.fsdecode(arguments[0]).startswith(inside[0])
-    ):
+    outside = event == "open" and isinstance(arguments[0], str | bytes)
+    outside = outside and not os.fsdecode(arguments[0]).startswith(inside[0])
+    if event in WATCHED or outside:
         seen.append((event, str(arguments)[:200]))
 
 
@@ -123,6 +119,17 @@ def torch_saved(value, **options):
     return out.getvalue()
 
 
+def numpy_saved(value):
+    out = io.BytesIO()
+    np.save(out, value, allow_pickle=True)
+    return out.getvalue()
+
+
+def twice():
+    one = '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    return raw(f"{{{one},{one}}}".encode(), bytes(4))
+
+
 def entry(**change):
     def apply(header):
         header["norm.bias"] |= change
@@ -144,7 +151,7 @@ BEST = {  # a run folder's best.safetensors
     "torch.save": lambda: torch_saved({"a": Bomb()}),
     "torch.save, old format": lambda: torch_saved({"a": Bomb()}, _use_new_zipfile_serialization=False),
     "torch.save of good weights": lambda: torch_saved(weights()),
-    "numpy object array": lambda: (lambda out: (np.save(out, np.array([Bomb()]), allow_pickle=True), out.getvalue())[1])(io.BytesIO()),
+    "numpy object array": lambda: numpy_saved(np.array([Bomb()])),
     "zip": lambda: zipped(("data.pkl", pickle.dumps(Bomb()))),
     "zip that climbs": lambda: zipped(("../../../etc/cron.d/x", b"* * * * * root touch /tmp/x")),
     "zip bomb": lambda: zipped(("a", b"\0" * 10**7)),
@@ -165,7 +172,7 @@ BEST = {  # a run folder's best.safetensors
     "header that is a list": lambda: raw([1]),
     "header that is no text": lambda: raw(b"\xff\xfe{}"),
     "header nested deeply": lambda: raw(b'{"a":' * 20_000 + b"1" + b"}" * 20_000),
-    "key twice": lambda: raw(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
+    "key twice": twice,
     "metadata that is no text": lambda: spoilt(lambda h: h.update({"__metadata__": {KEY: {"a": 1}}})),
     "overlap": lambda: entry(data_offsets=[0, 32]),
     "offsets backwards": lambda: entry(data_offsets=[64, 32]),
