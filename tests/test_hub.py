@@ -38,7 +38,7 @@ def run(tmp_path_factory):
     pre = Preprocessing((40, 24), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", 0.8)
     save_checkpoint(
         folder / "best.safetensors", model.state_dict(), name="dynamixer_nano", args=ARGS, classes=("rose", "a*b", "ü"),
-        preprocessing=pre, trained={"data": "flowers", "epoch": 3, "epochs": 9, "seed": 4, "held_out": HELD},
+        preprocessing=pre, trained={"data": "/home/me/flowers", "epoch": 3, "epochs": 9, "seed": 4, "held_out": HELD},
     )  # fmt: skip
     (folder / "config.yaml").write_text("data: /home/me/flowers\nweights: /home/me/runs/first\nlr: 0.002\nepochs: 9\n")
     return folder
@@ -57,7 +57,7 @@ def test_timms_own_loader_reads_the_folder(run, tmp_path):
     picture = Image.effect_mandelbrot((99, 70), (-2, -1, 1, 1), 40).convert("RGB")
     assert torch.equal(transform(picture), ours.preprocessing(picture))
     again = dynamixer.load(folder)
-    assert (again.classes, again.trained, again.args) == (ours.classes, ours.trained, ours.args)
+    assert (again.classes, again.trained, again.args) == (ours.classes, ours.trained | {"data": "flowers"}, ours.args)
     fresh = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=7)
     assert fresh(x).shape == (2, 7)
     assert write_folder(run, folder) == folder  # again, over itself
@@ -96,6 +96,18 @@ def test_the_card_says_what_is_known_and_no_path_of_this_machine(run, tmp_path):
         assert words in body, words
     assert "/home" not in card
     assert not re.search(r"[^ ]None", body)
+
+
+def test_a_card_says_what_is_not_known(tmp_path):
+    model = create_model("dynamixer_nano", **ARGS)
+    save_checkpoint(
+        tmp_path / "x.safetensors", model.state_dict(), name="dynamixer_nano", args=ARGS, classes=("a", "b", "c"),
+        preprocessing=Preprocessing.of(model).at((40, 24)), trained={"held_out": None},
+    )  # fmt: skip
+    card = (write_folder(tmp_path / "x.safetensors", tmp_path / "hub") / "README.md").read_text()
+    assert "Data: unknown. Seed unknown, dynamixer" in card
+    assert "nothing was measured" in card
+    assert "model-index" not in card
 
 
 ROUND = """
