@@ -139,20 +139,35 @@ def processes():
     return context
 
 
-def test_kill_9_before_every_change_of_the_file_system_changes_no_byte(folder, model, tmp_path, processes):
+def killed_and_finished(changes, folder, model, out, processes):
+    """Whether a run was killed before the change of the file system with a number, and what another left then is right."""
     options = {"batch_size": 4, "device": "cpu", "embeddings": True}
-    expected = both(run(folder / "2", model, tmp_path / "reference.parquet").out)  # two parts, with bad pictures
+    child = processes.Process(target=many_kills.die_after, args=(changes, folder, model, out), kwargs=options)
+    child.start()
+    child.join(200)
+    if child.exitcode == 0:
+        return False
+    assert child.exitcode == -signal.SIGKILL
+    expected = both(run(folder, model, out.with_name("reference.parquet")).out)
+    run(folder, model, out)
+    assert both(out) == expected
+    names = [p.name for p in out.parent.iterdir() if "reference" not in p.name]
+    assert sorted(names) == ["p.bad.jsonl", "p.parquet"]
+    return True
+
+
+# of a run of two parts: before a part's rename, while the output is written, before and after its rename, while parts are removed
+@pytest.mark.parametrize("changes", [2, 5, 9, 11, 12, 14])
+def test_kill_9_where_it_matters_changes_no_byte(changes, folder, model, tmp_path, processes):
+    assert killed_and_finished(changes, folder / "2", model, tmp_path / "p.parquet", processes)
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(900)
+def test_kill_9_before_every_change_of_the_file_system_changes_no_byte(folder, model, tmp_path, processes):
     for changes in range(100):
-        out = tmp_path / str(changes) / "p.parquet"
-        child = processes.Process(target=many_kills.die_after, args=(changes, folder / "2", model, out), kwargs=options)
-        child.start()
-        child.join(100)
-        if child.exitcode == 0:
+        if not killed_and_finished(changes, folder / "2", model, tmp_path / str(changes) / "p.parquet", processes):
             break
-        assert child.exitcode == -signal.SIGKILL
-        run(folder / "2", model, out)
-        assert both(out) == expected
-        assert sorted(p.name for p in out.parent.iterdir()) == ["p.bad.jsonl", "p.parquet"]
     assert changes >= 15  # the job, its parts, two joined files, their renames, and the removal of all that
 
 
