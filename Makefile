@@ -1,7 +1,7 @@
 # make demo and make test set everything up that they need.
 export PYTHON ?= python3
 RUN ?= runs/demo
-.PHONY: demo test lint types tests test-heavy promises timm-tests setup
+.PHONY: demo test lint types tests test-heavy promises soak timm-tests setup system
 
 setup:
 	@bash tools/setup.sh
@@ -18,14 +18,20 @@ lint: setup
 types: setup
 	.venv/bin/mypy
 
-tests: setup
+system:
+	@bash tools/system.sh g++:g++ chromium:chromium
+
+tests: setup system
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist worksteal -m "not heavy"
 
-test-heavy: setup
+test-heavy: setup system
 	.venv/bin/pytest -m heavy
 
 promises: setup
 	DYNAMIXER_PROMISES=long .venv/bin/pytest -v tests/training/test_promises.py tests/training/test_engine.py
+
+soak: setup
+	DYNAMIXER_PROMISES=long .venv/bin/pytest -s -v tests/serve/test_promises.py
 
 timm-tests: setup
 	.venv/bin/python tools/timm_tests.py

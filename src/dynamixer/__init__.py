@@ -10,12 +10,14 @@ import timm
 
 from dynamixer.errors import RunError, UserError
 from dynamixer.evaluate import evaluate
+from dynamixer.explain import mixing_matrices, receptive
 from dynamixer.export import export
 from dynamixer.hub import push
 from dynamixer.many import predict_many
 from dynamixer.models import DynaMixer, count, load_official
 from dynamixer.models.checkpoint import Checkpoint, load
 from dynamixer.predict import predict
+from dynamixer.speed import optimize, use_kernel
 from dynamixer.training import RECIPES, TrainConfig, train
 
 __version__ = version("dynamixer")
@@ -31,10 +33,14 @@ __all__ = [
     "export",
     "load",
     "load_official",
+    "mixing_matrices",
+    "optimize",
     "predict",
     "predict_many",
     "push",
+    "receptive",
     "train",
+    "use_kernel",
 ]
 
 

@@ -225,6 +225,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "fp32",
     on_bad_image: str = "stop",
+    fast: bool = False,
     out: str | Path | None = None,
 ) -> dict[str, Any]:
     """Accuracy of a trained model on a data set.
@@ -239,6 +240,7 @@ def evaluate(
         device: auto, cpu, cuda, mps or xpu.
         precision: fp32; bf16 or fp16 for automatic mixed precision; fp64.
         on_bad_image: "stop" at a picture that cannot be read, or "skip": name it and measure without it.
+        fast: run the quickest way on this machine's processor, which is made once (docs/speed.md); fp32 or bf16.
         out: a PNG to write the confusion matrix to.
 
     Returns:
@@ -273,8 +275,18 @@ def evaluate(
         if not len(numbers):
             raise UserError(f"none of the {len(source)} pictures of {source.name} can be read.")
     loader = evaluation_loader(EvaluationPictures(source, preprocessing, numbers), batch_size, workers)
+    network: nn.Module = checkpoint.model
+    if fast:
+        from dynamixer.speed.fast import FastModel, Precision  # noqa: PLC0415 - seldom wanted
+
+        if precision not in ("fp32", "bf16"):
+            raise UserError(f"--fast computes in fp32 or bf16, not in {precision}.")
+        kind: Precision = "fp32" if precision == "fp32" else "bf16"
+        size_px = preprocessing.size
+        network = FastModel(network, size_px, images=len(numbers), batch=batch_size, device=where, precision=kind)
+        precision = "fp32"  # it takes and gives that
     metrics = measure(
-        checkpoint.model,
+        network,
         loader,
         device=where,
         images=len(numbers),

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from dynamixer.errors import UserError, did_you_mean
 from dynamixer.ops import DenseWeights, DynamicWeights, StaticWeights, Weights, batched_mixing, mixing_matrices
-from dynamixer.ops.resample import interpolation
+from dynamixer.ops.fused import fused_mix, why_not_fused
+from dynamixer.ops.resample import interpolation, same_length
 
 Generator = Literal["dynamic", "static", "dense"]
 GENERATORS: tuple[Generator, ...] = ("dynamic", "static", "dense")
@@ -63,12 +64,16 @@ class Mixing:
 
 
 class AxisMixer(nn.Module):
-    """The mixing operation along one axis: reduce, generate, mix, project; x [..., K, C] -> [..., K, C].
+    """The mixing operation along one axis: reduce, generate, mix, project.
 
     Lines of any length K share the parameters, which belong to the native length L. Where K is another, the reduced tokens are
     resampled to L and the logits of the matrix back to K; with `windows`, lines longer than L average the matrices of overlapping
     windows of L tokens instead. At K = L nothing is resampled.
+
+    With `fused` the C++ kernel mixes wherever it can (see dynamixer.use_kernel).
     """
+
+    fused = False
 
     def __init__(
         self,
@@ -121,9 +126,16 @@ class AxisMixer(nn.Module):
         """The mixing matrices of x [..., K, C]: [..., S, K, K], [output token, input token] (static: [S, K, K])."""
         return mixing_matrices(x, self.weights(), **self._options())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix along the last but one axis."""
-        return batched_mixing(x, self.weights(), **self._options())
+    def forward(self, x: Tensor, axis: int = -2) -> Tensor:
+        """Mix x [..., K, C] along the tokens of a line; axis -3 for the columns of a grid [B, H, W, C]."""
+        weights = self.weights()
+        if self.fused and why_not_fused(x, weights, axis=axis, length=self.length) is None:
+            features = self.reduce(x) if self.generator == "dynamic" else None
+            mixed = fused_mix(x, features, weights, axis=axis, segments=self.segments, softmax=self.softmax)
+            return self.project(mixed)
+        if axis == -2:
+            return batched_mixing(x, weights, **self._options())
+        return batched_mixing(x.transpose(1, 2).contiguous(), weights, **self._options()).transpose(1, 2).contiguous()
 
     def _options(self) -> dict[str, Any]:
         return {"segments": self.segments, "length": self.length, "softmax": self.softmax, "windowed": self.windows}
@@ -204,7 +216,7 @@ class DynaMixerBlock(nn.Module):
         column = self.row if self.shared else self.column
         made = []
         if column is not None:
-            made.append(column(x.transpose(1, 2).contiguous()).transpose(1, 2).contiguous())
+            made.append(column(x, axis=-3))
         if self.row is not None:
             made.append(self.row(x))
         if self.channel is not None:
@@ -293,7 +305,9 @@ class PatchConv(nn.Module):
         before = (self.kernel - self.stride) // 2
         after = self.kernel - self.stride - before
         height, width = x.shape[-2:]
-        x = F.pad(x, (before, after + self._missing(width), before, after + self._missing(height)))
+        padding = (before, after + self._missing(width), before, after + self._missing(height))
+        if not all(same_length(some, 0) for some in padding):  # padding by nothing copies
+            x = F.pad(x, padding)
         return self.proj(x).permute(0, 2, 3, 1)
 
     def _missing(self, side: int) -> int:

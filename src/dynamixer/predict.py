@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
 from dynamixer.data.decode import SUFFIXES, BadImage, decode
 from dynamixer.device import resolve_device
@@ -71,6 +72,7 @@ def predict(
     top: int = 5,
     batch_size: int = 32,
     device: str = "auto",
+    fast: bool = False,
     sheet: str | Path | None = None,
 ) -> Predictions:
     """Classify pictures with a trained model.
@@ -81,6 +83,7 @@ def predict(
         top: how many classes to give for each picture.
         batch_size: pictures at a time.
         device: auto, cpu, cuda, mps or xpu.
+        fast: run the quickest way on this machine's processor, which is made once (docs/speed.md).
         sheet: a PNG to write the pictures to with their classes as bars (the first 24).
 
     Returns:
@@ -99,6 +102,12 @@ def predict(
     where = resolve_device(device)
     checkpoint = load(model, device=where)
     transform = checkpoint.preprocessing.transform()
+    network: nn.Module = checkpoint.model
+    if fast:
+        from dynamixer.speed.fast import FastModel  # noqa: PLC0415 - seldom wanted
+
+        size = checkpoint.preprocessing.size
+        network = FastModel(network, size, images=len(files), batch=batch_size, device=where)
     found = Predictions(str(checkpoint.path))
     thumbnails: list[Image.Image] = []
     with progress("predicting", len(files)) as meter, torch.inference_mode():
@@ -116,7 +125,7 @@ def predict(
                     picture.thumbnail((256, 256))
                     thumbnails.append(picture)
             if chunk:
-                probabilities = checkpoint.model(torch.stack(chunk).to(where)).float().softmax(1).cpu()
+                probabilities = network(torch.stack(chunk).to(where)).float().softmax(1).cpu()
                 best = probabilities.topk(min(top, len(checkpoint.classes)), dim=1)
                 for name, shares, indices in zip(names, best.values.tolist(), best.indices.tolist(), strict=True):
                     guesses = tuple(Guess(checkpoint.classes[i], p) for i, p in zip(indices, shares, strict=True))

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._inductor import metrics
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -220,3 +221,20 @@ def test_the_opaque_operator_counts_the_same_multiplications():
             run()
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(600)
+def test_the_operation_compiles_into_few_kernels_and_one_graph():
+    """Counted in what inductor writes, here for a processor; 7 and 16 with torch 2.15, matrix products not among them."""
+    counts = []
+    for train in (False, True):
+        torch.compiler.reset()
+        metrics.reset()
+        module, x = mixer(), torch.randn(2, 3, L, C, requires_grad=train)
+        y = torch.compile(module, fullgraph=True)(x)
+        if train:
+            y.sum().backward()
+        counts.append(metrics.generated_kernel_count)
+    assert 0 < counts[0] <= 8
+    assert counts[1] <= 18

@@ -338,6 +338,7 @@ def two_processes(tmp_path_factory):
     return out
 
 
+@pytest.mark.timeout(3600 if LONG else 300)
 def test_the_number_of_processes_changes_neither_order_nor_loss(tmp_path):
     """World size 2, 1, 2 against 1 throughout: the same pictures in each step, losses within 1e-5 relative, in fp64."""
     # One step an epoch: metrics.csv then has the loss of every step.

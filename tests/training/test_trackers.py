@@ -1,4 +1,5 @@
 import sys
+import time
 import types
 
 import pytest
@@ -72,6 +73,7 @@ def test_tensorboard_holds_the_figures_and_a_resumed_run_overwrites_later_ones(t
     folder = tmp_path / "tensorboard"
     assert scalars(folder, "loss") == [(i, 10.0 - i) for i in range(1, 6)]
     assert scalars(folder, "top1") == [(i, 10.0 * i) for i in range(1, 6)]
+    time.sleep(1.1)  # the files are read in the order of their names, which hold seconds
     used("tensorboard", tmp_path, [(4, {"loss": 0.25})])
     assert scalars(folder, "loss") == [(1, 9.0), (2, 8.0), (3, 7.0), (4, 0.25)]
     events = EventAccumulator(str(folder))

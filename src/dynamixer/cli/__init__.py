@@ -14,13 +14,16 @@ from typing import Any, NoReturn
 
 import click
 
+from dynamixer.cli.bench import bench
 from dynamixer.cli.common import EXIT_CODES, FAILED, INTERRUPTED, TERMINATED, USER_MISTAKE
 from dynamixer.cli.data import data
 from dynamixer.cli.evaluate import evaluate
+from dynamixer.cli.explain import explain
 from dynamixer.cli.export import export
 from dynamixer.cli.models import models
 from dynamixer.cli.predict import predict
 from dynamixer.cli.push import push
+from dynamixer.cli.serve import serve
 from dynamixer.cli.train import train
 
 
@@ -37,7 +40,7 @@ def cli() -> None:
     """
 
 
-for command in (train, evaluate, predict, export, push, models, data):
+for command in (train, evaluate, predict, explain, serve, export, push, bench, models, data):
     cli.add_command(command)
 
 

@@ -14,6 +14,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda, mps or xpu."
 )
+fast_option = click.option(
+    "--fast", is_flag=True, help="Run the quickest way on this machine's processor; the first time takes a minute."
+)
 model_help = "Run folder, or a .safetensors checkpoint from one."
 
 

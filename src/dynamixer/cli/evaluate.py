@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from dynamixer.cli.common import EXIT_CODES, device_option, json_option, print_result
+from dynamixer.cli.common import EXIT_CODES, device_option, fast_option, json_option, print_result
 
 
 @click.command(name="eval", epilog=EXIT_CODES)
@@ -23,6 +23,7 @@ from dynamixer.cli.common import EXIT_CODES, device_option, json_option, print_r
     show_default=True,
     help="Stop at a picture that cannot be read, or name it and measure without it.",
 )
+@fast_option
 @click.option("--out", metavar="PNG", type=click.Path(path_type=Path), help="Write the confusion matrix to a picture.")
 @device_option
 @json_option

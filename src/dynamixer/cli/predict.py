@@ -6,7 +6,15 @@ from typing import Any
 
 import click
 
-from dynamixer.cli.common import EXIT_CODES, USER_MISTAKE, device_option, json_option, model_help, print_result
+from dynamixer.cli.common import (
+    EXIT_CODES,
+    USER_MISTAKE,
+    device_option,
+    fast_option,
+    json_option,
+    model_help,
+    print_result,
+)
 
 
 @click.command(epilog=EXIT_CODES)
@@ -29,6 +37,7 @@ from dynamixer.cli.common import EXIT_CODES, USER_MISTAKE, device_option, json_o
 @click.option(
     "--engine", type=click.Choice(["local", "ray"]), help="With --out: this machine or Ray Data.  [default: local]"
 )
+@fast_option
 @device_option
 @json_option
 def predict(
@@ -41,6 +50,7 @@ def predict(
     embeddings: bool,
     workers: int | None,
     engine: str | None,
+    fast: bool,
     **options: Any,
 ) -> None:
     """Classify pictures: files, or folders that are searched through.
@@ -69,13 +79,15 @@ def predict(
     if out is not None:
         if sheet is not None:
             raise UserError("--sheet draws a few pictures and --out writes many: give one of them.")
+        if fast:
+            raise UserError("--out promises the same bytes whenever it is resumed, --fast does not: give one of them.")
         _many(
             paths, model, out, as_json, embeddings=embeddings, workers=workers or 0, engine=engine or "local", **options
         )
         return
     if embeddings or workers is not None or engine is not None:
         raise UserError("--embeddings, --workers and --engine go with --out PREDS.parquet.")
-    _few(paths, model, as_json, sheet=sheet, **options)
+    _few(paths, model, as_json, sheet=sheet, fast=fast, **options)
 
 
 def _many(paths: tuple[str, ...], model: str, out: Path, as_json: bool, **options: Any) -> None:

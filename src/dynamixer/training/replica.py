@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from dynamixer.errors import UserError
+from dynamixer.layers import AxisMixer
+from dynamixer.logs import log
+from dynamixer.speed.kernel import keep_freed_memory, use_kernel
 from dynamixer.training.config import TrainConfig
 from dynamixer.training.objective import dtype_of, make_task
 from dynamixer.training.setup import Network
@@ -21,7 +25,7 @@ class Replica:
     """What is trained (`model`, inside `task`) and what is kept of it (`ema`, if averaged).
 
     Args:
-        config: compile, ema, parallel, precision and teacher are read.
+        config: compile, ema, kernel, parallel, precision and teacher are read.
         network: the model on its device, unwrapped; it is changed in place.
         classes: that the teacher has to know too.
         members: the processes that train together.
@@ -30,6 +34,7 @@ class Replica:
     def __init__(self, config: TrainConfig, network: Network, classes: tuple[str, ...], members: World):
         self.config, self.model, self.members = config, network.model, members
         self.sharded = config.parallel == "fsdp2"
+        _speed_up(config, self.model, members)
         self.ema = None
         if config.ema is not None:
             self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True, foreach=not self.sharded)
@@ -98,6 +103,24 @@ class Replica:
 
     def _modules(self) -> dict[str, nn.Module]:
         return {"model": self.model, **({"ema": self.ema.module} if self.ema is not None else {})}
+
+
+def _speed_up(config: TrainConfig, model: nn.Module, members: World) -> None:
+    """On a processor: the C++ kernel where it can be used, and memory that is kept from step to step."""
+    if members.device.type == "cpu":
+        keep_freed_memory()
+    mixes = any(isinstance(part, AxisMixer) for part in model.modules())
+    fits = members.device.type == "cpu" and config.precision != "fp64" and mixes
+    if config.kernel == "on" and not fits:
+        raise UserError("kernel=on is for DynaMixer models on processors in fp32, bf16 or fp16: leave it at auto.")
+    if config.kernel == "off" or (config.kernel == "auto" and not fits):
+        return
+    try:
+        use_kernel(model)
+    except UserError as error:
+        if config.kernel == "on":
+            raise
+        log(f"training without the C++ kernel: {error}")
 
 
 def _shard(model: nn.Module, members: World) -> None:

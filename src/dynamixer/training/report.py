@@ -58,8 +58,9 @@ def write_report(
     config: Mapping[str, object],
     rows: Sequence[Mapping[str, object]],
     figures: Sequence[tuple[str, str, bytes]],
+    table: str = "Epochs",
 ) -> None:
-    """Write the page of a run, whole or not at all.
+    """Write the page of a run, or of what a model made of a picture, whole or not at all.
 
     Args:
         path: the HTML file.
@@ -68,6 +69,7 @@ def write_report(
         config: what the run depends on, by key.
         rows: one for each epoch, as in metrics.csv; a figure that a row does not have is a dash.
         figures: heading, caption and PNG of each picture.
+        table: what the rows are.
 
     Raises:
         RunError: the file could not be written.
@@ -76,7 +78,7 @@ def write_report(
         f"<h1>{_text(title)}</h1>",
         _numbers(summary),
         *(_figure(*figure) for figure in figures),
-        _epochs(rows),
+        _table(rows, table),
         _pairs(config),
     ]
     body = "\n".join(part for part in parts if part)
@@ -112,12 +114,13 @@ def _figure(heading: str, caption: str, png: bytes) -> str:
     return f"<section><h2>{_text(heading)}</h2>\n<figure><div>{image}</div>{under}</figure></section>"
 
 
-def _epochs(rows: Sequence[Mapping[str, object]]) -> str:
+def _table(rows: Sequence[Mapping[str, object]], heading: str) -> str:
     keys = list(dict.fromkeys(key for row in rows for key in row))
     head = "".join(f'<th scope="col">{_text(key)}</th>' for key in keys)
     body = (f"<tr>{''.join(f'<td>{_text(_shown(row.get(key)))}</td>' for key in keys)}</tr>" for row in rows)
     # What scrolls has to be reachable by keyboard, and to say what it is.
-    start = '<section><h2>Epochs</h2>\n<div class="box" tabindex="0" role="region" aria-label="Epochs"><table>'
+    name = _text(heading)
+    start = f'<section><h2>{name}</h2>\n<div class="box" tabindex="0" role="region" aria-label="{name}"><table>'
     return _unless_empty(f"{start}\n<thead><tr>{head}</tr></thead>\n<tbody>", body, "</tbody></table></div></section>")
 
 

@@ -1,0 +1,68 @@
+"""`dynamixer bench`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dynamixer.cli.common import EXIT_CODES, json_option, print_result
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures at a time.")
+@click.option("--size", type=click.IntRange(min=1), help="Picture size in pixels [default: each model's own].")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=9, show_default=True, help="Calls of each variant, in turn."
+)
+@click.option("--train/--no-train", default=True, show_default=True, help="Time a training step too.")
+@click.option("--fast/--no-fast", default=True, show_default=True, help="Time the optimised model too.")
+@click.option("--compile", is_flag=True, help="Time torch.compile too, which takes minutes to be ready.")
+@click.option("--peers", is_flag=True, help="Time training with static matrices and without the softmax too.")
+@click.option("--scale", is_flag=True, help="Cost against picture size (1x to 4x its own) and batch instead.")
+@click.option("--roofline", metavar="PNG", type=click.Path(path_type=Path), help="Draw the machine's limits.")
+@click.option("--out", metavar="JSON", type=click.Path(path_type=Path), help="Write the figures to a file.")
+@json_option
+def bench(
+    models: tuple[str, ...], as_json: bool, out: Path | None, roofline: Path | None, scale: bool, **plan: Any
+) -> None:
+    """Measure how fast models are on this machine: ours, or any model of timm.
+
+    \b
+      dynamixer bench                                       dynamixer_tiny
+      dynamixer bench dynamixer_s resnet50 --batch 8 --roofline roofline.png
+      dynamixer bench dynamixer_nano --batch 256 --peers
+      dynamixer bench dynamixer_s --scale --no-train
+
+    The variants take turns, so that a noisy machine is equally noisy to all; medians and quartiles are given. Variants:
+
+    \b
+      plain     the model step by step as the paper states it (ours only): the baseline
+      eager     the model as it is: the baseline of others
+      kernel    with the C++ kernel that generates, normalises and mixes in one pass (ours only)
+      compiled  with torch.compile (--compile)
+      fast      as `dynamixer predict --fast` runs it: OpenVINO, or compiled ahead of time
+
+    A variant whose answers are not the model's is named and not timed. The ceiling is what the machine reaches with nothing but
+    the model's matrix products.
+    """
+    from dynamixer.files import check_picture_path, write_text  # noqa: PLC0415
+    from dynamixer.speed import bench as speed  # noqa: PLC0415
+    from dynamixer.speed import report  # noqa: PLC0415
+
+    if roofline is not None:
+        check_picture_path(roofline)
+    names = models or ("dynamixer_tiny",)
+    if scale:
+        found = speed.scale(names, speed.Plan(**plan))
+        text = report.scale_table(found)
+    else:
+        found = speed.bench(names, speed.Plan(**plan))
+        text = report.table(found)
+        if roofline is not None:
+            report.roofline(found, roofline)
+    if out is not None:
+        write_text(out, json.dumps(found, indent=2) + "\n")
+    print_result(as_json, found, text)

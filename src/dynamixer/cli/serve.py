@@ -1,0 +1,75 @@
+"""`dynamixer serve`."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dynamixer.cli.common import device_option, json_option, model_help, print_result
+
+TOKEN = "DYNAMIXER_TOKEN"
+
+
+@click.command(
+    epilog="Exit codes: 0 stopped by SIGTERM or SIGINT, after every request that was taken in was answered; "
+    "1 it could not listen; 2 a mistake in what was asked for."
+)
+@click.option("--model", metavar="MODEL", help=model_help)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all of them.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes any free one.")
+@click.option(
+    "--samples", metavar="FOLDER", type=click.Path(path_type=Path),
+    help="Pictures to offer on the page and to average over [default: pictures that ship].",
+)  # fmt: skip
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Pictures the model takes at once."
+)
+@click.option(
+    "--queue",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Requests inside; more are answered 429.",
+)
+@click.option(
+    "--max-bytes", type=click.IntRange(min=1), default=16 * 2**20, show_default=True, help="Of a request's body."
+)
+@click.option("--max-pixels", type=click.IntRange(min=1), default=40_000_000, show_default=True, help="Of a picture.")
+@click.option(
+    "--allow-host", "hosts", metavar="NAME", multiple=True, help="Name under which a proxy reaches 127.0.0.1."
+)
+@click.option(
+    "--token-file", metavar="FILE", type=click.Path(path_type=Path),
+    help=f"File with the bearer token that is asked for [default: the variable {TOKEN}; none, if it is not set].",
+)  # fmt: skip
+@device_option
+@json_option
+def serve(model: str | None, token_file: Path | None, device: str, as_json: bool, **options: Any) -> None:
+    """Open a page that shows how a trained model mixes, and a JSON API beside it.
+
+    \b
+      dynamixer serve --model runs/first
+      dynamixer serve --model runs/photos --samples holiday/ --port 9000
+      curl -F image=@cat.jpg http://127.0.0.1:8000/v1/predict
+
+    Only this machine reaches it unless --host says otherwise. /openapi.json describes the API, /readyz says when it
+    may be used, /metrics is for Prometheus. Ctrl-C or SIGTERM ends it. --json prints {"address": ...} once it listens.
+    """
+    from dynamixer.errors import UserError  # noqa: PLC0415
+
+    if model is None:
+        raise UserError("no weights ship with this version yet: train a model (dynamixer train) and give --model RUN.")
+    try:
+        from dynamixer.serve import Settings  # noqa: PLC0415
+        from dynamixer.serve import serve as run  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise UserError(f"serving needs {error.name}: pip install 'dynamixer[serve]'.") from None
+    token = os.environ.get(TOKEN) or None
+    if token_file is not None:
+        try:
+            token = token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{token_file} cannot be read as a token: {error}.") from None
+    settings = Settings(token=token, **options)
+    run(model, settings, device=device, ready=lambda address: print_result(as_json, {"address": address}, address))

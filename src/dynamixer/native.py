@@ -1,0 +1,55 @@
+"""The user's own folder for native code: compiled here, for this processor, and never taken from anywhere else."""
+
+import hashlib
+import os
+import platform
+import stat
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from dynamixer.errors import UserError
+
+
+def cache_folder(kind: str) -> Path:
+    """A folder of `kind` in $DYNAMIXER_CACHE, or else ~/.cache/dynamixer, that nobody else can write to (mode 0700).
+
+    Raises:
+        UserError: it belongs to somebody else, others can write to it, or it cannot be made.
+    """
+    base = os.environ.get("DYNAMIXER_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "dynamixer")
+    folder = Path(base).expanduser() / kind
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        about = folder.lstat()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}): set DYNAMIXER_CACHE to another folder.") from None
+    if hasattr(os, "getuid") and about.st_uid != os.getuid():
+        raise UserError(
+            f"{folder} belongs to another user, whose code is not run: set DYNAMIXER_CACHE to a folder of yours."
+        )
+    if not stat.S_ISDIR(about.st_mode) or stat.S_IMODE(about.st_mode) & 0o022:
+        raise UserError(f"others can write to {folder}, whose code is not run then: chmod 700 it, or remove it.")
+    folder.chmod(0o700)
+    return folder
+
+
+def digest(*parts: bytes | str) -> str:
+    """A name for what was made from `parts` with this torch on this processor."""
+    made = hashlib.sha256()
+    for part in (*parts, torch.__version__, processor()):
+        made.update(part.encode() if isinstance(part, str) else part)
+        made.update(b"\0")
+    return made.hexdigest()[:32]
+
+
+@cache
+def processor() -> str:
+    """The processor's architecture and the instructions that it knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next(line.split(":", 1)[1].strip() for line in lines if line.lower().startswith(("flags", "features")))
+    except (OSError, StopIteration):
+        flags = platform.processor()
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {flags}"

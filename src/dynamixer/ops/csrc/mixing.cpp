@@ -1,0 +1,470 @@
+// Generate, normalise and mix in one pass over the tokens, forward and backward, for processors.
+//
+// A chunk of lines is worked on at a time, so that its mixing matrices live in the cache and never in memory; the backward pass
+// makes them again. Everything is computed in fp32, whatever the dtype of the tokens.
+//
+// Letters: L tokens in a line, C channels, S segments, c = C/S, d reduced width; a unit is one segment of one line.
+// P after a letter: rounded up to whole vectors. A matrix is [output token, input token], its rows of LP numbers; what is
+// padded has weight 0: its logits start at LOWEST with the softmax, at 0 without.
+
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+#include <torch/types.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+namespace {
+
+using at::Tensor;
+using std::optional;
+typedef float Vec __attribute__((vector_size(32), aligned(4)));
+typedef int32_t Ints __attribute__((vector_size(32), aligned(4)));
+#define DISPATCH(TYPE, NAME, ...) \
+  AT_DISPATCH_SWITCH(TYPE, NAME, AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__) AT_DISPATCH_CASE_REDUCED_FLOATING_TYPES(__VA_ARGS__))
+constexpr int64_t LANES = 8;
+constexpr float LOWEST = -1e30f;
+constexpr int64_t CHUNK_BYTES = 192 * 1024;  // of matrices: what stays in a core's second cache beside the weights
+
+int64_t up(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+Vec broadcast(float x) { return Vec{x, x, x, x, x, x, x, x}; }
+
+// A matrix of numbers: where it begins and how far apart its rows (and columns) are.
+struct In {
+  const float* at;
+  int64_t row, column = 1;
+};
+struct Out {
+  float* at;
+  int64_t row;
+};
+// What a product is added to: nothing, what is there already, or one row for all rows.
+enum class Start { zero, there, row };
+
+template <int MR, int NV, Start START>
+inline void tile(int64_t k, In a, In b, Out out, const float* row) {
+  Vec sum[MR][NV];
+  for (int i = 0; i < MR; ++i)
+    for (int j = 0; j < NV; ++j) {
+      if constexpr (START == Start::zero) sum[i][j] = broadcast(0);
+      if constexpr (START == Start::there) sum[i][j] = *(const Vec*)(out.at + i * out.row + j * LANES);
+      if constexpr (START == Start::row) sum[i][j] = *(const Vec*)(row + j * LANES);
+    }
+  for (int64_t p = 0; p < k; ++p) {
+    Vec right[NV];
+    for (int j = 0; j < NV; ++j) right[j] = *(const Vec*)(b.at + p * b.row + j * LANES);
+    for (int i = 0; i < MR; ++i) {
+      const Vec left = broadcast(a.at[i * a.row + p * a.column]);
+      for (int j = 0; j < NV; ++j) sum[i][j] += left * right[j];
+    }
+  }
+  for (int i = 0; i < MR; ++i)
+    for (int j = 0; j < NV; ++j) *(Vec*)(out.at + i * out.row + j * LANES) = sum[i][j];
+}
+
+// NV vectors of columns, MR rows at a time, the rest at once.
+template <int MR, int NV, Start START>
+void strip(int64_t m, int64_t k, In a, In b, Out out, const float* row) {
+  int64_t i = 0;
+  for (; i + MR <= m; i += MR, a.at += MR * a.row, out.at += MR * out.row) tile<MR, NV, START>(k, a, b, out, row);
+  switch (m - i) {
+    case 7: if constexpr (MR > 7) return tile<7, NV, START>(k, a, b, out, row);
+    case 6: if constexpr (MR > 6) return tile<6, NV, START>(k, a, b, out, row);
+    case 5: if constexpr (MR > 5) return tile<5, NV, START>(k, a, b, out, row);
+    case 4: if constexpr (MR > 4) return tile<4, NV, START>(k, a, b, out, row);
+    case 3: if constexpr (MR > 3) return tile<3, NV, START>(k, a, b, out, row);
+    case 2: if constexpr (MR > 2) return tile<2, NV, START>(k, a, b, out, row);
+    case 1: return tile<1, NV, START>(k, a, b, out, row);
+  }
+}
+
+// out[m, n] = start + A[m, k] B[k, n], n whole vectors; `apart` is the distance of B's strips of 16 columns (16: plain rows).
+template <Start START = Start::zero>
+void product(int64_t m, int64_t n, int64_t k, In a, In b, int64_t apart, Out out, const float* row = nullptr) {
+  if (n == 3 * LANES && apart == 2 * LANES) return strip<4, 3, START>(m, k, a, b, out, row);
+  int64_t j = 0;
+  for (; j + 2 * LANES <= n; j += 2 * LANES, b.at += apart, out.at += 2 * LANES, row = row ? row + 2 * LANES : row)
+    m % 6 && m % 4 == 0 && m < 24 ? strip<4, 2, START>(m, k, a, b, out, row) : strip<6, 2, START>(m, k, a, b, out, row);
+  if (j < n) strip<8, 1, START>(m, k, a, b, out, row);
+}
+
+// Rows [k, n] -> strips of 16 columns, each [k, 16]; the last one may be filled up with zeros.
+std::vector<float> strips(const std::vector<float>& rows, int64_t k, int64_t n) {
+  std::vector<float> packed((n + 2 * LANES - 1) / (2 * LANES) * 2 * LANES * k, 0.f);
+  float* to = packed.data();
+  for (int64_t j = 0; j < n; j += 2 * LANES)
+    for (int64_t p = 0; p < k; ++p, to += 2 * LANES)
+      std::memcpy(to, rows.data() + p * n + j, std::min(2 * LANES, n - j) * sizeof(float));
+  return packed;
+}
+
+struct Shape {
+  int64_t images, height, width, length, channels, segments, reduced, axis;
+  int64_t c, lp, cp, inputs, inputs_p, matrix, lines, chunk;
+
+  Shape(const Tensor& x, const optional<Tensor>& features, int64_t axis_, int64_t segments_)
+      : images(x.size(0)), height(x.size(1)), width(x.size(2)), length(x.size(axis_)), channels(x.size(3)), segments(segments_),
+        axis(axis_) {
+    reduced = features ? features->size(3) / segments : 0;
+    c = channels / segments, cp = up(c), lp = up(length);
+    inputs = length * reduced, inputs_p = up(inputs), matrix = length * lp;
+    lines = images * (axis == 1 ? width : height);
+    chunk = std::max<int64_t>(1, CHUNK_BYTES / int64_t(sizeof(float)) / (segments * matrix));
+  }
+  // The number of a line's first token, and how far apart its tokens are, among the B*H*W.
+  int64_t first(int64_t line) const { return axis == 1 ? line / width * height * width + line % width : line * width; }
+  int64_t step() const { return axis == 1 ? width : 1; }
+};
+
+// What generates: weights padded and in strips, for both directions; and the static matrices with what is padded, or none.
+struct Generator {
+  std::vector<float> forward, backward, bias, added;
+
+  Generator(const Shape& s, const optional<Tensor>& weight, const optional<Tensor>& bias_, const optional<Tensor>& added_, bool softmax,
+            bool both) {
+    const float padding = softmax ? LOWEST : 0;
+    bias.assign(s.matrix, 0);
+    for (int64_t i = 0; i < s.length; ++i)
+      for (int64_t j = 0; j < s.lp; ++j)
+        bias[i * s.lp + j] = j >= s.length ? padding : bias_ ? bias_->const_data_ptr<float>()[i * s.length + j] : 0;
+    if (weight) {
+      const float* w = weight->const_data_ptr<float>();
+      std::vector<float> rows(s.matrix * s.inputs_p, 0.f), columns(s.inputs * s.matrix, 0.f);
+      for (int64_t i = 0; i < s.length; ++i)
+        for (int64_t j = 0; j < s.length; ++j)
+          for (int64_t k = 0; k < s.inputs; ++k) {
+            const float value = w[(i * s.length + j) * s.inputs + k];
+            columns[k * s.matrix + i * s.lp + j] = value;
+            if (both) rows[(i * s.lp + j) * s.inputs_p + k] = value;
+          }
+      forward = strips(columns, s.inputs, s.matrix);
+      if (both) backward = strips(rows, s.matrix, s.inputs_p);
+    }
+    if (added_) {
+      added.assign(s.segments * s.matrix, 0);
+      for (int64_t row = 0; row < s.segments * s.length; ++row)
+        std::memcpy(added.data() + row * s.lp, added_->const_data_ptr<float>() + row * s.length, s.length * sizeof(float));
+    }
+  }
+};
+
+// e to the x, within two units of the last place; 0 below -87, where fp32 ends.
+Vec exponential(Vec x) {
+  const Vec magic = broadcast(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number
+  const Vec shifted = x * 1.44269504f + magic, whole = shifted - magic;
+  const Vec r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
+  Vec sum = broadcast(1.f / 5040);
+  for (float one : {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 1.f / 2, 1.f, 1.f}) sum = sum * r + one;
+  const Ints power = ((Ints)shifted << 23) + (127 << 23);  // the low bits of `shifted` are the whole number
+  return (Vec)((Ints)(sum * (Vec)power) & (x > -87.f));
+}
+
+// Eight vectors, one for each row, brought together into one vector with a number for each row.
+template <typename Both>
+Vec across(const Vec (&v)[8], Both both) {
+  Vec two[4], four[2];
+  for (int i = 0; i < 4; ++i)
+    two[i] = both(__builtin_shuffle(v[2 * i], v[2 * i + 1], Ints{0, 8, 2, 10, 4, 12, 6, 14}),
+                  __builtin_shuffle(v[2 * i], v[2 * i + 1], Ints{1, 9, 3, 11, 5, 13, 7, 15}));
+  for (int i = 0; i < 2; ++i)
+    four[i] = both(__builtin_shuffle(two[2 * i], two[2 * i + 1], Ints{0, 1, 8, 9, 4, 5, 12, 13}),
+                   __builtin_shuffle(two[2 * i], two[2 * i + 1], Ints{2, 3, 10, 11, 6, 7, 14, 15}));
+  return both(__builtin_shuffle(four[0], four[1], Ints{0, 1, 2, 3, 8, 9, 10, 11}),
+              __builtin_shuffle(four[0], four[1], Ints{4, 5, 6, 7, 12, 13, 14, 15}));
+}
+
+Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+Vec sum_of(Vec a, Vec b) { return a + b; }
+
+// For each of `rows` rows of lp numbers, eight rows at a time: `each` row's vectors are made and brought together by `both`, then
+// `use` is told each row's result.
+template <typename Each, typename Both, typename Use>
+void by_rows(int64_t rows, int64_t lp, Each each, Both both, Use use) {
+  for (int64_t first = 0; first < rows; first += 8) {
+    const int64_t some = std::min<int64_t>(8, rows - first);
+    Vec v[8];
+    for (int64_t i = 0; i < 8; ++i) {
+      const int64_t row = (first + std::min(i, some - 1)) * lp;
+      v[i] = each(row);
+      for (int64_t j = LANES; j < lp; j += LANES) v[i] = both(v[i], each(row + j));
+    }
+    const Vec result = across(v, both);
+    for (int64_t i = 0; i < some; ++i)
+      for (int64_t j = 0; j < lp; j += LANES) use((first + i) * lp + j, result[i]);
+  }
+}
+
+void softmax_rows(float* matrix, int64_t rows, int64_t lp) {
+  const auto at = [=](int64_t i) -> Vec& { return *(Vec*)(matrix + i); };
+  by_rows(rows, lp, at, larger, [=](int64_t i, float top) { at(i) = exponential(at(i) - top); });
+  by_rows(rows, lp, at, sum_of, [=](int64_t i, float total) { at(i) *= 1 / total; });
+}
+
+// dG = P * (dP - the row's sum of P * dP), in place of dP.
+void softmax_rows_backward(float* grad, const float* matrix, int64_t rows, int64_t lp) {
+  const auto at = [=](int64_t i) -> Vec& { return *(Vec*)(grad + i); };
+  const auto p = [=](int64_t i) { return *(const Vec*)(matrix + i); };
+  by_rows(rows, lp, [=](int64_t i) { return at(i) * p(i); }, sum_of, [=](int64_t i, float sum) { at(i) = (at(i) - sum) * p(i); });
+}
+
+// The reduced tokens of lines [from, to) as the generator reads them, [units, L*d] with rows inputs_p apart; or, the other way,
+// their gradients back to where the tokens lie.
+template <bool BACK, typename T>
+void gather(const Shape& s, T* features, int64_t stride, int64_t from, int64_t to, float* flat) {
+  const auto copy = [&](auto d) {
+    for (int64_t line = from; line < to; ++line)
+      for (int64_t t = 0; t < s.length; ++t) {
+        T* token = features + (s.first(line) + t * s.step()) * stride;
+        float* row = flat + (line - from) * s.segments * s.inputs_p + t * d;
+        for (int64_t g = 0; g < s.segments; ++g, token += d, row += s.inputs_p)
+          for (int64_t k = 0; k < d; ++k)
+            if constexpr (BACK) token[k] = T(row[k]);
+            else row[k] = float(token[k]);
+      }
+  };
+  switch (s.reduced) {
+    case 1: return copy(std::integral_constant<int64_t, 1>());
+    case 2: return copy(std::integral_constant<int64_t, 2>());
+    case 4: return copy(std::integral_constant<int64_t, 4>());
+    case 8: return copy(std::integral_constant<int64_t, 8>());
+    default: return copy(s.reduced);
+  }
+}
+
+// The matrices of so many units, normalised: [units, L, LP]. Without generation one unit for each segment.
+void generate(const Shape& s, const Generator& by, const float* flat, int64_t units, bool softmax, float* matrices) {
+  const Out out{matrices, s.matrix};
+  const In read{flat, s.inputs_p}, weight{by.forward.data(), 2 * LANES};
+  if (by.added.empty()) {
+    product<Start::row>(units, s.matrix, s.inputs, read, weight, 2 * LANES * s.inputs, out, by.bias.data());
+  } else {
+    for (int64_t unit = 0; unit < units; ++unit)
+      for (int64_t i = 0; i < s.matrix; ++i)
+        matrices[unit * s.matrix + i] = by.bias[i] + by.added[unit % s.segments * s.matrix + i];
+    if (flat) product<Start::there>(units, s.matrix, s.inputs, read, weight, 2 * LANES * s.inputs, out);
+  }
+  if (softmax)  // one unit at a time, which the first cache holds
+    for (int64_t unit = 0; unit < units; ++unit) softmax_rows(matrices + unit * s.matrix, s.length, s.lp);
+}
+
+// One segment of a line's tokens as rows of cp numbers in fp32: where they lie already, or copied to `space`.
+template <typename T>
+In tokens(const Shape& s, const T* from, float* space) {
+  if constexpr (std::is_same_v<T, float>)
+    if (s.c == s.cp) return {from, s.step() * s.channels};
+  float* to = space;
+  for (int64_t t = 0; t < s.length; ++t, from += s.step() * s.channels, to += s.cp)
+    for (int64_t i = 0; i < s.c; ++i) to[i] = float(from[i]);
+  return {space, s.cp};
+}
+
+// The same for results: where to write them, and what is then left to be copied.
+template <typename T>
+Out room(const Shape& s, T* to, float* space) {
+  if constexpr (std::is_same_v<T, float>)
+    if (s.c == s.cp) return {to, s.step() * s.channels};
+  return {space, s.cp};
+}
+
+template <typename T>
+void store(const Shape& s, Out made, T* to) {
+  if constexpr (std::is_same_v<T, float>)
+    if (made.at == to) return;
+  for (int64_t t = 0; t < s.length; ++t, to += s.step() * s.channels, made.at += made.row)
+    for (int64_t i = 0; i < s.c; ++i) to[i] = T(made.at[i]);
+}
+
+// [L, c] -> [c, LP], in blocks of eight by eight where these fit.
+void turn(const Shape& s, In from, float* to) {
+  int64_t t = 0;
+  for (; s.c % LANES == 0 && t + LANES <= s.length; t += LANES)
+    for (int64_t i = 0; i < s.c; i += LANES) {
+      Vec a[8], b[8];
+      for (int k = 0; k < 8; ++k) a[k] = *(const Vec*)(from.at + (t + k) * from.row + i);
+      for (int k = 0; k < 4; ++k) {
+        b[2 * k] = __builtin_shuffle(a[2 * k], a[2 * k + 1], Ints{0, 8, 2, 10, 4, 12, 6, 14});
+        b[2 * k + 1] = __builtin_shuffle(a[2 * k], a[2 * k + 1], Ints{1, 9, 3, 11, 5, 13, 7, 15});
+      }
+      for (int k : {0, 1, 4, 5}) {
+        a[k] = __builtin_shuffle(b[k], b[k + 2], Ints{0, 1, 8, 9, 4, 5, 12, 13});
+        a[k + 2] = __builtin_shuffle(b[k], b[k + 2], Ints{2, 3, 10, 11, 6, 7, 14, 15});
+      }
+      for (int k = 0; k < 4; ++k) {
+        *(Vec*)(to + (i + k) * s.lp + t) = __builtin_shuffle(a[k], a[k + 4], Ints{0, 1, 2, 3, 8, 9, 10, 11});
+        *(Vec*)(to + (i + k + 4) * s.lp + t) = __builtin_shuffle(a[k], a[k + 4], Ints{4, 5, 6, 7, 12, 13, 14, 15});
+      }
+    }
+  for (; t < s.length; ++t)
+    for (int64_t i = 0; i < s.c; ++i) to[i * s.lp + t] = from.at[t * from.row + i];
+}
+
+template <typename T>
+void mix_forward(const Shape& s, const T* x, const T* features, int64_t stride, const Generator& by, bool softmax, T* out) {
+  at::parallel_for(0, (s.lines + s.chunk - 1) / s.chunk, 1, [&](int64_t begin, int64_t end) {
+    const bool made = features != nullptr;
+    std::vector<float> flat(made ? s.chunk * s.segments * s.inputs_p : 0), values(s.length * s.cp, 0.f), space(s.length * s.cp);
+    std::vector<float> matrices((made ? s.chunk : 1) * s.segments * s.matrix);
+    if (!made) generate(s, by, nullptr, s.segments, softmax, matrices.data());
+    for (int64_t from = begin * s.chunk; from < std::min(s.lines, end * s.chunk); from += s.chunk) {
+      const int64_t to = std::min(s.lines, from + s.chunk);
+      if (made) {
+        gather<false>(s, features, stride, from, to, flat.data());
+        generate(s, by, flat.data(), (to - from) * s.segments, softmax, matrices.data());
+      }
+      for (int64_t line = from; line < to; ++line)
+        for (int64_t g = 0; g < s.segments; ++g) {
+          const int64_t at = s.first(line) * s.channels + g * s.c;
+          const float* matrix = matrices.data() + ((made ? line - from : 0) * s.segments + g) * s.matrix;
+          const Out mixed = room(s, out + at, space.data());
+          product(s.length, s.cp, s.length, {matrix, s.lp}, tokens(s, x + at, values.data()), 2 * LANES, mixed);
+          store(s, mixed, out + at);
+        }
+    }
+  });
+}
+
+// What one thread adds up over its lines.
+struct Sums {
+  std::vector<float> weight, bias, added;
+};
+
+template <typename T>
+void mix_backward(const Shape& s, const T* grad, const T* x, const T* features, int64_t stride, const Generator& by, bool softmax,
+                  T* x_grad, T* features_grad, std::vector<Sums>& sums) {
+  const bool made = features != nullptr, has_added = !by.added.empty();
+  at::parallel_for(0, (s.lines + s.chunk - 1) / s.chunk, 1, [&](int64_t begin, int64_t end) {
+    Sums& mine = sums[at::get_thread_num()];
+    if (made) mine.weight.resize(s.matrix * s.inputs_p), mine.bias.resize(s.matrix);
+    if (has_added) mine.added.resize(s.segments * s.matrix);
+    const int64_t most = s.chunk * s.segments;
+    std::vector<float> flat(made ? most * s.inputs_p : 0), flat_grad(made ? most * s.inputs_p : 0), matrices((made ? most : s.segments) * s.matrix);
+    std::vector<float> grads(most * s.matrix), values(s.length * s.cp, 0.f), turned(s.c * s.lp, 0.f), outer(s.length * s.cp, 0.f);
+    std::vector<float> inner(s.length * s.cp);
+    if (!made) generate(s, by, nullptr, s.segments, softmax, matrices.data());
+    for (int64_t from = begin * s.chunk; from < std::min(s.lines, end * s.chunk); from += s.chunk) {
+      const int64_t to = std::min(s.lines, from + s.chunk), units = (to - from) * s.segments;
+      if (made) {
+        gather<false>(s, features, stride, from, to, flat.data());
+        generate(s, by, flat.data(), units, softmax, matrices.data());
+      }
+      for (int64_t line = from; line < to; ++line)
+        for (int64_t g = 0; g < s.segments; ++g) {
+          const int64_t at = s.first(line) * s.channels + g * s.c, unit = (line - from) * s.segments + g;
+          const float* matrix = matrices.data() + (made ? unit : g) * s.matrix;
+          float* matrix_grad = grads.data() + unit * s.matrix;
+          const In above = tokens(s, grad + at, outer.data());
+          const Out below = room(s, x_grad + at, inner.data());
+          product(s.length, s.cp, s.length, {matrix, 1, s.lp}, above, 2 * LANES, below);
+          store(s, below, x_grad + at);
+          turn(s, tokens(s, x + at, values.data()), turned.data());
+          product(s.length, s.lp, s.c, above, {turned.data(), s.lp}, 2 * LANES, {matrix_grad, s.lp});
+          if (softmax) softmax_rows_backward(matrix_grad, matrix, s.length, s.lp);
+        }
+      if (has_added)
+        for (int64_t unit = 0; unit < units; ++unit) {
+          float* sum = mine.added.data() + unit % s.segments * s.matrix;
+          for (int64_t i = 0; i < s.matrix; ++i) sum[i] += grads[unit * s.matrix + i];
+        }
+      if (!made) continue;
+      for (int64_t unit = 0; unit < units; ++unit)
+        for (int64_t i = 0; i < s.matrix; ++i) mine.bias[i] += grads[unit * s.matrix + i];
+      product<Start::there>(s.matrix, s.inputs_p, units, {grads.data(), 1, s.matrix}, {flat.data(), s.inputs_p}, 2 * LANES,
+                            {mine.weight.data(), s.inputs_p});
+      product(units, s.inputs_p, s.matrix, {grads.data(), s.matrix}, {by.backward.data(), 2 * LANES}, 2 * LANES * s.matrix,
+              {flat_grad.data(), s.inputs_p});
+      gather<true>(s, features_grad, s.segments * s.reduced, from, to, flat_grad.data());
+    }
+  });
+}
+
+optional<Tensor> fp32(const optional<Tensor>& t) { return t ? optional<Tensor>(t->to(at::kFloat).contiguous()) : t; }
+
+// Token features may be a slice of a wider projection: only their last axis has to be dense and their grid plain.
+optional<Tensor> readable(const optional<Tensor>& f) {
+  if (!f) return f;
+  const int64_t stride = f->stride(2);
+  const bool plain = f->stride(3) == 1 && f->stride(1) == stride * f->size(2) && f->stride(0) == stride * f->size(2) * f->size(1);
+  return plain ? f : optional<Tensor>(f->contiguous());
+}
+
+void check(const Tensor& x, const optional<Tensor>& features, const optional<Tensor>& weight, const optional<Tensor>& bias,
+           const optional<Tensor>& added, int64_t axis, int64_t segments) {
+  TORCH_CHECK(x.dim() == 4 && (axis == 1 || axis == 2) && segments > 0 && x.size(3) % segments == 0, "x has to be [B, H, W, C].");
+  const int64_t length = x.size(axis);
+  TORCH_CHECK(features.has_value() == weight.has_value() && weight.has_value() == bias.has_value(), "generated or not.");
+  TORCH_CHECK(weight || added, "nothing to mix with.");
+  if (features) {
+    TORCH_CHECK(features->dim() == 4 && features->size(0) == x.size(0) && features->size(1) == x.size(1) &&
+                    features->size(2) == x.size(2) && features->size(3) % segments == 0 && features->scalar_type() == x.scalar_type(),
+                "features have to be [B, H, W, S*d], of the dtype of x.");
+    TORCH_CHECK(weight->dim() == 2 && weight->size(0) == length * length && weight->size(1) == length * features->size(3) / segments &&
+                    bias->numel() == length * length,
+                "the generator's weight has to be [L*L, L*d].");
+  }
+  TORCH_CHECK(!added || (added->dim() == 3 && added->size(0) == segments && added->size(1) == length && added->size(2) == length),
+              "static matrices have to be [S, L, L].");
+}
+
+Tensor mix(const Tensor& x_, const optional<Tensor>& features_, const optional<Tensor>& weight, const optional<Tensor>& bias,
+           const optional<Tensor>& added, int64_t axis, int64_t segments, bool softmax) {
+  check(x_, features_, weight, bias, added, axis, segments);
+  const Tensor x = x_.contiguous();
+  const optional<Tensor> features = readable(features_);
+  Tensor out = at::empty_like(x);
+  if (!x.numel()) return out;
+  const Shape s(x, features, axis, segments);
+  const Generator by(s, fp32(weight), fp32(bias), fp32(added), softmax, false);
+  DISPATCH(x.scalar_type(), "dynamixer::mix", [&] {
+    mix_forward<scalar_t>(s, x.const_data_ptr<scalar_t>(), features ? features->const_data_ptr<scalar_t>() : nullptr,
+                          features ? features->stride(2) : 0, by, softmax, out.mutable_data_ptr<scalar_t>());
+  });
+  return out;
+}
+
+// A padded sum over threads as the parameter's own shape: rows [n, width] of rows [n_p, width_p].
+Tensor unpadded(const std::vector<Sums>& sums, std::vector<float> Sums::*which, const Shape& s, int64_t blocks, int64_t width, int64_t width_p) {
+  // [blocks, L, LP, width_p] -> [blocks, L, L, width]
+  Tensor total = at::zeros({blocks, s.length, s.lp, width_p});
+  for (const Sums& one : sums)
+    if (const auto& v = one.*which; !v.empty()) total.add_(at::from_blob(const_cast<float*>(v.data()), total.sizes()));
+  return total.narrow(2, 0, s.length).narrow(3, 0, width);
+}
+
+std::vector<Tensor> mix_grads(const Tensor& grad_, const Tensor& x_, const optional<Tensor>& features_, const optional<Tensor>& weight,
+                              const optional<Tensor>& bias, const optional<Tensor>& added, int64_t axis, int64_t segments, bool softmax) {
+  check(x_, features_, weight, bias, added, axis, segments);
+  const Tensor x = x_.contiguous(), grad = grad_.to(x.scalar_type()).contiguous();
+  const optional<Tensor> features = readable(features_);
+  const Shape s(x, features, axis, segments);
+  const Generator by(s, fp32(weight), fp32(bias), fp32(added), softmax, true);
+  Tensor x_grad = at::empty_like(x), features_grad;
+  if (features) features_grad = at::empty(features->sizes(), features->options());
+  std::vector<Sums> sums(at::get_num_threads());
+  DISPATCH(x.scalar_type(), "dynamixer::mix_grads", [&] {
+    mix_backward<scalar_t>(s, grad.const_data_ptr<scalar_t>(), x.const_data_ptr<scalar_t>(),
+                           features ? features->const_data_ptr<scalar_t>() : nullptr, features ? features->stride(2) : 0, by, softmax,
+                           x_grad.mutable_data_ptr<scalar_t>(), features ? features_grad.mutable_data_ptr<scalar_t>() : nullptr, sums);
+  });
+  std::vector<Tensor> grads{x_grad};
+  if (features) {
+    grads.push_back(features_grad);
+    grads.push_back(unpadded(sums, &Sums::weight, s, 1, s.inputs, s.inputs_p).reshape(weight->sizes()).to(weight->scalar_type()));
+    grads.push_back(unpadded(sums, &Sums::bias, s, 1, 1, 1).reshape(bias->sizes()).to(bias->scalar_type()));
+  }
+  if (added) {
+    grads.push_back(unpadded(sums, &Sums::added, s, s.segments, 1, 1).reshape(added->sizes()).to(added->scalar_type()));
+  }
+  return grads;
+}
+
+}  // namespace
+
+// Their schemas, gradients and shapes without data are in ../fused.py.
+TORCH_LIBRARY_IMPL(dynamixer, CPU, library) {
+  library.impl("mix", &mix);
+  library.impl("mix_grads", &mix_grads);
+}

@@ -1,0 +1,79 @@
+"""The pictures that the page offers, and those over which it averages: from a folder, or those that ship."""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from dynamixer.data.decode import SUFFIXES, Limits
+from dynamixer.data.sources import EMBEDDED, open_data
+from dynamixer.errors import UserError
+from dynamixer.logs import log
+from dynamixer.serve.limits import open_picture
+from dynamixer.serve.settings import Refused
+
+SHOWN, AVERAGED = 12, 64
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture as it lies on the disk, with a name to show and a thumbnail as data URL."""
+
+    name: str
+    encoded: bytes
+    thumbnail: str
+
+
+def find_samples(folder: Path | None, limits: Limits) -> list[Sample]:
+    """At most 64 pictures, the first 12 of which are for showing; both evenly from all folders within `folder`.
+
+    Raises:
+        UserError: the folder is not there or has no picture that the server accepts.
+    """
+    found = _shipped() if folder is None else _from_folder(folder)
+    samples, refused = [], 0
+    for name, encoded in found:
+        try:
+            picture = open_picture(encoded, limits)
+        except Refused as error:
+            refused += 1
+            log(f"sample {name} is left out: {error.sentence}")
+            continue
+        samples.append(Sample(name, encoded, _thumbnail(picture)))
+    if not samples:
+        raise UserError(f"{folder} has no picture that the server accepts: JPEG, PNG, WebP or BMP, one frame.")
+    return samples
+
+
+def _shipped() -> list[tuple[str, bytes]]:
+    """Pictures of the subset of Fashion-MNIST, all classes in turn."""
+    source = open_data(EMBEDDED).test
+    assert source is not None
+    each: dict[int, list[int]] = {}
+    for index, label in enumerate(source.labels):
+        each.setdefault(int(label), []).append(index)
+    chosen = [each[label][i] for i in range(8) for label in sorted(each) if i < len(each[label])]
+    return [(source.classes[int(source.labels[i])], source.encoded(i) or b"") for i in chosen[:AVERAGED]]
+
+
+def _from_folder(folder: Path) -> list[tuple[str, bytes]]:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: --samples takes a folder of pictures.")
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    groups: dict[Path, list[Path]] = {}
+    for file in files:
+        groups.setdefault(file.parent, []).append(file)
+    rounds = max((len(group) for group in groups.values()), default=0)
+    turn = [group[i] for i in range(rounds) for group in groups.values() if i < len(group)]
+    return [(file.stem.replace("_", " "), file.read_bytes()) for file in turn[:AVERAGED]]
+
+
+def _thumbnail(picture: Image.Image) -> str:
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    square = picture.crop((left, top, left + side, top + side)).resize((112, 112), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    square.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

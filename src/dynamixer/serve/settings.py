@@ -1,0 +1,72 @@
+"""What a server is told, and how it says no."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dynamixer.data.decode import Limits
+from dynamixer.errors import UserError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Refused(Exception):  # noqa: N818 - an answer, not a defect
+    """A request that gets no result: its status, a sentence for the person who sent it, and seconds after which to try again."""
+
+    def __init__(
+        self, status: int, sentence: str, retry_after: int | None = None, headers: dict[str, str] | None = None
+    ):
+        super().__init__(sentence)
+        self.status, self.sentence = status, sentence
+        self.headers = dict(headers or {}) | ({} if retry_after is None else {"Retry-After": str(retry_after)})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server is reached and what it accepts.
+
+    `host` and `port` say where it listens; another host than a loopback one has to be asked for. Requests whose Host header is
+    neither `host` nor one of `hosts` are refused on a loopback address: a stranger's page could have its name point here.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    hosts: tuple[str, ...] = ()
+    token: str | None = None  # asked for as a bearer token on everything but the page and the two probes
+    samples: Path | None = None  # folder of pictures for the page; without it, those that ship
+    batch: int = 16  # pictures that the model takes at once
+    queue: int = 128  # requests between their last byte and their answer
+    max_bytes: int = 16 * 2**20  # of a body
+    max_pixels: int = 40_000_000
+    body_seconds: float = 10.0  # for a body to arrive, and for the head of a request
+    answer_seconds: float = 20.0  # from the last byte of a request to its answer
+    drain_seconds: float = 1.0  # after SIGTERM, in which open connections may send another request
+    connections: int = 800
+    body_memory: int = 256 * 2**20  # of all bodies that are arriving
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work.
+
+        Raises:
+            UserError: which value, and what it may be.
+        """
+        for name in ("batch", "queue", "max_bytes", "max_pixels", "connections", "body_memory"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} has to be 1 or more.")
+        if not 0 <= self.port <= 65535:
+            raise UserError(f"port {self.port} is not between 0 (any free one) and 65535.")
+        if self.token is not None and (
+            len(self.token) < 16 or not self.token.isascii() or not self.token.isprintable()
+        ):
+            raise UserError(
+                "the token is too short or has letters that a header cannot hold: take 16 or more of ASCII."
+            )
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self.host in LOOPBACK or self.host.startswith("127.")
+
+    @property
+    def limits(self) -> Limits:
+        """What a picture may be."""
+        return Limits(file_bytes=self.max_bytes, pixels=self.max_pixels, side=16_000)

@@ -1,0 +1,318 @@
+"""How fast models are on this machine, against the plain way and against what the machine can do (docs/speed.md)."""
+
+import copy
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import dynamixer
+from dynamixer.data.preprocess import native_size
+from dynamixer.errors import UserError
+from dynamixer.layers import AxisMixer
+from dynamixer.logs import log
+from dynamixer.models import DynaMixer, count
+from dynamixer.models.checkpoint import create_model
+from dynamixer.progress import progress
+from dynamixer.speed.ceiling import Ceiling, measure_ceiling
+from dynamixer.speed.clock import Call, in_turn, ratio
+from dynamixer.speed.fast import Optimized, optimize
+from dynamixer.speed.kernel import use_kernel
+from dynamixer.speed.plain import plain
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LATENCIES = 40  # calls at batch 1, of which the 99th percentile is nearly the slowest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure of each model."""
+
+    batch: int = 8
+    size: int | None = None  # pixels; the model's own
+    precision: str = "fp32"
+    rounds: int = 9
+    train: bool = True
+    fast: bool = True
+    compile: bool = False
+    peers: bool = False  # the same network with static matrices and without the softmax
+
+
+@dataclass
+class Measured:
+    """One model's figures; seconds are medians of rounds in which the variants took turns."""
+
+    model: str
+    parameters: int
+    multiply_adds: int
+    size: tuple[int, int]
+    batch: int
+    precision: str
+    baseline: str
+    inference: dict[str, dict[str, float]] = field(default_factory=dict)
+    latency: dict[str, dict[str, float]] = field(default_factory=dict)
+    training: dict[str, dict[str, float]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    start: dict[str, float] = field(default_factory=dict)
+    ceiling: dict[str, Any] = field(default_factory=dict)
+
+
+def bench(names: Sequence[str], plan: Plan) -> dict[str, Any]:
+    """Measure models by name, ours or any of timm's.
+
+    Returns:
+        `about` (machine, versions), `plan` and `models`, each a Measured as a dict.
+
+    Raises:
+        UserError: an unknown model, or one that does not take pictures of the size.
+    """
+    measured = [asdict(_measure(name, plan)) for name in names]
+    return {"about": about(), "plan": asdict(plan), "models": measured}
+
+
+def about() -> dict[str, Any]:
+    """The machine and the versions."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "dynamixer": dynamixer.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def example_model(name: str, size: int | None = None, **options: Any) -> nn.Module:
+    """A model with random weights, always the same, whose matrices are as far from uniform as trained ones."""
+    torch.manual_seed(0)
+    native = native_size(create_model(name, device="meta"))
+    if size is not None and native != (size, size):
+        try:
+            model = create_model(name, img_size=size, **options)
+        except UserError as error:
+            if "'img_size'" not in str(error):
+                raise
+            model = create_model(name, **options)  # convolutional networks take any size without being told
+    else:
+        model = create_model(name, **options)
+    model.eval()
+    with torch.no_grad():
+        for part in model.modules():
+            if isinstance(part, AxisMixer) and part.generator == "dynamic":
+                part.generate.weight *= 200
+    return model
+
+
+def _measure(name: str, plan: Plan) -> Measured:
+    model = example_model(name, plan.size)
+    sides = (plan.size, plan.size) if plan.size else native_size(model)
+    pictures = torch.randn(plan.batch, 3, *sides, generator=torch.Generator().manual_seed(0))
+    size, work = count(model, sides)
+    autocast = _autocast(plan.precision)
+    variants: dict[str, nn.Module] = {"eager": model}
+    if isinstance(model, DynaMixer):
+        variants = {"plain": plain(model), "eager": model, "kernel": use_kernel(copy.deepcopy(model))}
+    if plan.compile:
+        compiled: Any = torch.compile(copy.deepcopy(variants.get("kernel", model)))
+        variants["compiled"] = compiled
+    result = Measured(name, size, work, sides, plan.batch, plan.precision, next(iter(variants)))
+    calls = {key: _inference(variant, autocast) for key, variant in variants.items()}
+    if plan.fast:
+        fast = optimize(model, pictures, precision=plan.precision)  # type: ignore[arg-type]
+        log(f"{name}: {fast}")
+        calls["fast"] = fast
+        result.start = _second_start(name, plan, fast)
+    _refuse(calls, model, pictures, plan.precision, result)
+    log(f"{name}: inference, {plan.rounds} rounds of {', '.join(calls)}")
+    taken = _in_turn({key: partial(call, pictures) for key, call in calls.items()}, plan.rounds)
+    result.inference = _figures(taken, result.baseline, plan.batch)
+    single = {key: call for key, call in calls.items() if key != "fast"}
+    if plan.fast:
+        single["fast"] = optimize(model, pictures[:1], precision=plan.precision)  # type: ignore[arg-type]
+    one = _in_turn({key: partial(call, pictures[:1]) for key, call in single.items()}, LATENCIES)
+    result.latency = _figures(one, result.baseline, 1)
+    result.ceiling = _ceiling(measure_ceiling(model, pictures, DTYPES[plan.precision]), plan)
+    if plan.train:
+        if plan.peers and isinstance(model, DynaMixer):
+            for peer, options in {"static": {"generator": "static"}, "no softmax": {}}.items():
+                made = example_model(name, plan.size, softmax=False, **options)
+                variants[peer] = use_kernel(made)
+        steps = {key: TrainingStep(variant, pictures, autocast) for key, variant in variants.items()}
+        result.training = _figures(_in_turn(steps, plan.rounds), result.baseline, plan.batch)
+        for key, step in steps.items():
+            if key != "compiled":
+                result.training[key]["kept_mib"] = step.kept()
+    return result
+
+
+class TrainingStep:
+    """Forward, loss, backward and AdamW, on the same pictures each time."""
+
+    def __init__(self, model: nn.Module, pictures: Tensor, autocast: Callable[[], Any]):
+        self.model, self.pictures, self.autocast = copy.deepcopy(model).train(), pictures, autocast
+        self.labels = torch.arange(len(pictures)) % 10
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6)
+
+    def loss(self) -> Tensor:
+        """Of one forward pass."""
+        with self.autocast():
+            logits = self.model(self.pictures)
+        return F.cross_entropy(logits.float(), self.labels)
+
+    def __call__(self) -> None:
+        """One step."""
+        self.loss().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def kept(self) -> float:
+        """MiB that a forward pass keeps for the backward pass, weights left out."""
+        weights = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            self.loss()
+        return sum(kept.values()) / 2**20
+
+
+def _autocast(precision: str) -> Callable[[], Any]:
+    return lambda: torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+
+def _inference(model: nn.Module, autocast: Callable[[], Any]) -> Callable[[Tensor], Tensor]:
+    def run(pictures: Tensor) -> Tensor:
+        with torch.inference_mode(), autocast():
+            return model(pictures)
+
+    return run
+
+
+def _in_turn(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
+    with progress("timing", (rounds + 1) * len(calls)) as meter:
+        return in_turn(calls, rounds=rounds, advance=lambda: meter.advance(1))
+
+
+def _refuse(
+    calls: dict[str, Callable[[Tensor], Tensor]], model: nn.Module, pictures: Tensor, precision: str, result: Measured
+) -> None:
+    """Take out what does not give the model's answers: within 1e-4 of the largest logit, in bf16 twice the plain way's error."""
+    with torch.inference_mode():
+        expected = model(pictures)
+    errors = {key: float((call(pictures).float() - expected).abs().max()) for key, call in calls.items()}
+    allowed = 1e-4 * max(1.0, float(expected.abs().max()))
+    if precision != "fp32":
+        allowed += 2 * errors[result.baseline]
+    for key, error in errors.items():
+        if not error <= allowed:
+            result.refused[key] = f"its logits differ by {error:.2g} where {allowed:.2g} are allowed"
+            log(f"{result.model}: {key} is not timed: {result.refused[key]}")
+            del calls[key]
+    if result.baseline not in calls:
+        raise UserError(
+            f"{result.model}: {result.baseline} does not give the model's answers, nothing can be compared."
+        )
+
+
+def _figures(taken: dict[str, list[float]], baseline: str, images: int) -> dict[str, dict[str, float]]:
+    found = {}
+    for key, seconds in taken.items():
+        low, middle, high = ratio(taken[baseline], seconds)
+        ordered = sorted(seconds)
+        found[key] = {
+            "images_per_s": images / statistics.median(seconds),
+            "p50_ms": 1e3 * statistics.median(seconds),
+            "p99_ms": 1e3 * ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))],
+            "times_baseline": middle,
+            "times_low": low,
+            "times_high": high,
+        }
+    return found
+
+
+def _ceiling(ceiling: Ceiling, plan: Plan) -> dict[str, Any]:
+    width = 4 if plan.precision == "fp32" else 2
+    return {
+        "images_per_s": plan.batch / ceiling.seconds,
+        "gflop_per_s": ceiling.gflops,
+        "copy_gb_per_s": ceiling.copy_gb_per_s,
+        "products": [asdict(p) | {"intensity": p.intensity(width)} for p in ceiling.products],
+    }
+
+
+def _second_start(name: str, plan: Plan, fast: Optimized) -> dict[str, float]:
+    """Seconds of a new process, from its start, in which the optimised model comes from the cache."""
+    script = (
+        "import time; began = time.perf_counter()\n"
+        "import torch; from dynamixer.speed import bench; from dynamixer.speed.fast import optimize\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"
+        f"model = bench.example_model({name!r}, {plan.size!r}); made = time.perf_counter()\n"
+        f"pictures = torch.randn({plan.batch}, 3, *{tuple(plan_size(plan, name))}, "
+        "generator=torch.Generator().manual_seed(0))\n"
+        f"fast = optimize(model, pictures, way={fast.way!r}, precision={fast.precision!r}); fast(pictures)\n"
+        "print(made - began, time.perf_counter() - made, int(fast.cached))"
+    )
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    if done.returncode:
+        log(f"{name}: the second start failed: {done.stderr.strip().splitlines()[-1]}")
+        return {}
+    imports, ready, cached = map(float, done.stdout.split()[-3:])
+    whole = time.perf_counter() - began
+    return {"process_s": whole, "imports_and_model_s": imports, "ready_to_first_answer_s": ready, "cached": cached}
+
+
+def plan_size(plan: Plan, name: str) -> tuple[int, int]:
+    """The (height, width) of a plan's pictures for a model."""
+    return (plan.size, plan.size) if plan.size else native_size(create_model(name, device="meta"))
+
+
+def scale(names: Sequence[str], plan: Plan) -> dict[str, Any]:
+    """Seconds and memory of a forward pass against picture size and batch, as it is (`eager`).
+
+    Returns:
+        `about`, `plan` and `rows`: model, size, batch, images_per_s, multiply_adds.
+    """
+    rows = []
+    for name in names:
+        model = example_model(name)
+        native = native_size(model)[0]
+        sizes = [native, native * 3 // 2, native * 2, native * 3, native * 4]
+        settings = [(size, plan.batch) for size in sizes] + [
+            (native, batch) for batch in (1, 2, 4, 16) if batch != plan.batch
+        ]
+        run = _inference(model, _autocast(plan.precision))
+        with progress("timing", len(settings)) as meter:
+            for size, batch in settings:
+                pictures = torch.randn(batch, 3, size, size)
+                seconds = statistics.median(in_turn({"eager": partial(run, pictures)}, rounds=3)["eager"])
+                work = count(model, size).multiply_adds
+                rows.append(
+                    {
+                        "model": name,
+                        "size": size,
+                        "batch": batch,
+                        "images_per_s": batch / seconds,
+                        "multiply_adds": work,
+                    }
+                )
+                meter.advance(1)
+    return {"about": about(), "plan": asdict(plan), "rows": rows}

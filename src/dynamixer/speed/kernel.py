@@ -1,0 +1,42 @@
+"""Lets the C++ kernel mix in a model, and memory stay where it is."""
+
+import ctypes
+import sys
+
+from torch import nn
+
+from dynamixer.errors import UserError
+from dynamixer.layers import AxisMixer
+from dynamixer.ops.kernel import load_kernel
+
+
+def use_kernel(model: nn.Module) -> nn.Module:
+    """Let the C++ kernel generate, normalise and mix in `model` wherever it can: on a processor, in fp32, bf16 or fp16, at the
+    native picture size. Elsewhere the plain operations run. The results are the same but for rounding.
+
+    The first call on a machine compiles the kernel for its processor, about half a minute. The model is changed in place.
+
+    Raises:
+        UserError: no part of the model is for the kernel, or there is no compiler here.
+    """
+    mixers = [part for part in model.modules() if isinstance(part, AxisMixer) and part.generator != "dense"]
+    if not mixers:
+        raise UserError(
+            "the C++ kernel mixes in DynaMixer blocks with dynamic or static matrices, and this model has none."
+        )
+    if why_not := load_kernel():
+        raise UserError(why_not)
+    for part in mixers:
+        part.fused = True
+    return model
+
+
+def keep_freed_memory() -> bool:
+    """Keep what this process frees for its next step, so that the system need not clear the same pages again; glibc only."""
+    if not sys.platform.startswith("linux"):
+        return False
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt") or not hasattr(libc, "gnu_get_libc_version"):
+        return False
+    trim_threshold, mmap_max = -1, -4
+    return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, 2**31 - 1))

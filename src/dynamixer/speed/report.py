@@ -1,0 +1,118 @@
+"""The figures of `bench` as a table and as a roofline."""
+
+from pathlib import Path
+from typing import Any
+
+from dynamixer.files import check_picture_path, whole_file
+
+
+def table(found: dict[str, Any]) -> str:
+    """All models' figures as Markdown."""
+    lines = []
+    for model in found["models"]:
+        height, width = model["size"]
+        lines += [
+            f"{model['model']}, {height}x{width}, {model['precision']}, times against {model['baseline']} "
+            f"(median of rounds, quartiles)",
+            "",
+            "| | variant | images/s | times | share of the ceiling | p50 | p99 | kept for backward |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        ceiling = model["ceiling"]["images_per_s"]
+        for title, rows in (
+            (f"batch {model['batch']}", model["inference"]),
+            ("batch 1", model["latency"]),
+            ("training step", model["training"]),
+        ):
+            for name, row in rows.items():
+                share = (
+                    f"{100 * row['images_per_s'] / ceiling:.0f} %"
+                    if title.startswith(f"batch {model['batch']}")
+                    else ""
+                )
+                kept = f"{row['kept_mib']:.0f} MiB" if "kept_mib" in row else ""
+                times = f"{row['times_baseline']:.2f} ({row['times_low']:.2f}-{row['times_high']:.2f})"
+                lines.append(
+                    f"| {title} | {name} | {row['images_per_s']:.1f} | {times} | {share} | {row['p50_ms']:.0f} ms | "
+                    f"{row['p99_ms']:.0f} ms | {kept} |"
+                )
+        lines += [
+            f"| machine | its matrix products alone | {ceiling:.1f} | | {model['ceiling']['gflop_per_s']:.0f} GFLOP/s | | | |",
+            "",
+        ]
+        for name, why in model["refused"].items():
+            lines.append(f"{name} is not timed: {why}")
+        if model["start"]:
+            start = model["start"]
+            lines.append(
+                f"second start: {start['ready_to_first_answer_s']:.1f} s from the model to the first answer, "
+                f"{start['process_s']:.1f} s for the process with its imports"
+            )
+            lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def scale_table(found: dict[str, Any]) -> str:
+    """Cost against picture size and batch as Markdown."""
+    lines = ["| model | pixels | batch | images/s | GFLOP an image | GFLOP/s |", "|---|---|---|---|---|---|"]
+    for row in found["rows"]:
+        work = 2e-9 * row["multiply_adds"]
+        lines.append(
+            f"| {row['model']} | {row['size']} | {row['batch']} | {row['images_per_s']:.2f} | {work:.2f} | "
+            f"{work * row['images_per_s']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def roofline(found: dict[str, Any], path: Path) -> None:
+    """Draw each model's products and variants under the machine's limits, as PNG.
+
+    Raises:
+        UserError: the path is no name for a PNG.
+    """
+    import matplotlib as mpl  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    check_picture_path(path)
+    models = found["models"]
+    with mpl.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(6.4 * len(models), 4.8), layout="constrained")
+        for axis, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
+            _draw(axis, model)
+        about = found["about"]
+        figure.suptitle(f"{about['cores']} cores, {about['vectors']}, torch {about['torch']}", fontsize=9)
+        with whole_file(path) as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
+
+
+def _draw(axis: Any, model: dict[str, Any]) -> None:
+    ceiling, products = model["ceiling"], model["ceiling"]["products"]
+    top = max(product["gflops"] for product in products)
+    reach = [0.3, max(product["intensity"] for product in products) * 2]
+    knee = top / ceiling["copy_gb_per_s"]
+    axis.plot([reach[0], knee, reach[1]], [reach[0] * ceiling["copy_gb_per_s"], top, top], color="black", linewidth=1.5)
+    axis.annotate(
+        f"memory, {ceiling['copy_gb_per_s']:.0f} GB/s", (reach[0] * 1.2, reach[0] * 1.5 * ceiling["copy_gb_per_s"])
+    )
+    work = [2e-9 * p["m"] * p["k"] * p["n"] * p["count"] for p in products]
+    axis.scatter(
+        [p["intensity"] for p in products],
+        [p["gflops"] for p in products],
+        s=[20 + 300 * w / max(work) for w in work],
+        alpha=0.4,
+        color="tab:blue",
+        label="each matrix product by itself; area: its share of the work",
+    )
+    per_image = 2e-9 * model["multiply_adds"]
+    for number, (name, row) in enumerate(model["inference"].items()):
+        rate = per_image * row["images_per_s"]
+        axis.axhline(rate, color=f"C{number + 1}", linewidth=1.2, linestyle="--", label=f"{name}: {rate:.0f} GFLOP/s")
+    axis.set(
+        xscale="log",
+        yscale="log",
+        xlabel="FLOP for each byte that has to move",
+        ylabel="GFLOP/s",
+        title=f"{model['model']}, batch {model['batch']}, {model['precision']}",
+    )
+    axis.legend(loc="lower right", fontsize=8)
+    axis.grid(alpha=0.2, which="both")

@@ -1,0 +1,166 @@
+"""The quickest way on this machine: the model's answers, whatever the batch, and a second start from the cache."""
+
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from dynamixer.errors import UserError
+from dynamixer.speed import fast as module
+from dynamixer.speed.fast import FastModel, optimize
+from helpers import error, relative_entropy, sharpen
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DYNAMIXER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "optimized"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sharpen(timm.create_model("dynamixer_nano", img_size=16, depths=(1, 1), dims=(32, 64), segments=4)).eval()
+
+
+@pytest.fixture
+def pictures():
+    return torch.randn(4, 3, 16, 16)
+
+
+def transposed(model):
+    """The model with every mixing matrix turned: what a wrong layout would give."""
+    other = timm.create_model("dynamixer_nano", img_size=16, depths=(1, 1), dims=(32, 64), segments=4).eval()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for part in other.modules():
+            if hasattr(part, "generate"):
+                for p in (part.generate.weight, part.generate.bias):
+                    p.copy_(p.unflatten(0, (part.length, -1)).transpose(0, 1).flatten(0, 1).clone())
+    return other
+
+
+def test_these_weights_show_a_transposed_matrix(model, pictures):
+    found = []
+    mixer = model.stages[0].blocks[0].mixer
+    handle = mixer.register_forward_pre_hook(lambda _, inputs: found.append(mixer.row.matrices_for(inputs[0])))
+    with torch.no_grad():
+        expected = model(pictures)
+        handle.remove()
+        assert relative_entropy(found[0]) < 0.7
+        assert error(transposed(model)(pictures), expected) > 0.05
+
+
+def test_openvino_gives_the_models_answers_for_any_batch_and_starts_from_the_cache(model, pictures, cache):
+    fast = optimize(model, pictures, way="openvino", precision="fp32")
+    assert (fast.way, fast.precision, fast.cached, fast.batch) == ("openvino", "fp32", False, 4)
+    more = torch.randn(7, 3, 16, 16)
+    with torch.no_grad():
+        assert error(fast(more), model(more)) < 1e-4
+    assert fast(more).dtype == torch.float32
+    assert torch.equal(fast(more)[5:6], fast(more[5:6]))  # whoever stands beside it
+    assert fast(more[:0]).shape == (0, 10)
+    again = optimize(model, pictures, way="openvino", precision="fp32")
+    assert again.cached
+    assert torch.equal(again(more), fast(more))
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_other_weights_options_or_shapes_are_made_anew(model, pictures, cache, monkeypatch):
+    made = []
+    monkeypatch.setattr(module._OpenVino, "make", lambda self, m, e, p, c, path: made.append(path.name) or path.touch())
+    monkeypatch.setattr(module._OpenVino, "load", lambda self, model, path, precision: model)
+    other = sharpen(
+        timm.create_model("dynamixer_nano", img_size=16, depths=(1, 1), dims=(32, 64), segments=4), 1
+    ).eval()
+    soft = timm.create_model("dynamixer_nano", img_size=16, depths=(1, 1), dims=(32, 64), segments=4, softmax=False)
+    soft.load_state_dict(model.state_dict())
+    for one, example in (
+        (model, pictures),
+        (model, pictures),
+        (other, pictures),
+        (soft, pictures),
+        (model, pictures[:1]),
+    ):
+        optimize(one, example, way="openvino", precision="fp32")
+    assert len(made) == len(set(made)) == 4
+
+
+def test_answers_that_are_not_the_models_are_refused(model, pictures, cache, monkeypatch):
+    wrong = transposed(model)
+    monkeypatch.setattr(module._OpenVino, "load", lambda self, model, path, precision: wrong)
+    with pytest.raises(UserError, match="logits differ by"):
+        optimize(model, pictures, way="openvino", precision="fp32")
+
+
+def test_what_cannot_be_had_is_passed_over_with_the_reason(model, pictures, cache, monkeypatch, capsys):
+    monkeypatch.setattr(module._OpenVino, "why_not", lambda self, precision: "there is no openvino here.")
+    monkeypatch.setattr(module._Aoti, "why_not", lambda self, precision: "there is no compiler here.")
+    fast = optimize(model, pictures)
+    assert fast.way == "eager"
+    said = capsys.readouterr().err
+    assert "not by openvino: there is no openvino here." in said
+    assert "not by aoti: there is no compiler here." in said
+    with pytest.raises(UserError, match="no openvino here"):
+        optimize(model, pictures, way="openvino")
+
+
+def test_a_write_that_is_cut_short_leaves_nothing_behind(model, pictures, cache, monkeypatch):
+    def cut(self, model, example, precision, calibration, path):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module._OpenVino, "make", cut)
+    with pytest.raises(KeyboardInterrupt):
+        optimize(model, pictures, way="openvino")
+    assert list(cache.iterdir()) == []
+
+
+def test_int8_is_near_the_model_where_a_transposed_matrix_is_far(model, pictures, cache):
+    many = torch.randn(64, 3, 16, 16)
+    fast = optimize(model, pictures, precision="int8", calibration=[p.numpy() for p in many.split(4)])
+    assert (fast.way, fast.precision) == ("openvino", "int8")
+    with torch.no_grad():
+        expected, turned = model(many), transposed(model)(many)
+    near, far = ((found - expected).norm() / expected.norm() for found in (fast(many), turned))
+    assert near < 0.3
+    assert far > 0.4
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"way": "openvin"}, "did you mean 'openvino'"),
+        ({"precision": "int4"}, "unknown precision"),
+        ({"precision": "int8"}, "calibrated on real pictures"),
+        (
+            {"way": "eager", "precision": "int8", "calibration": [np.zeros((4, 3, 16, 16), np.float32)]},
+            "needs openvino",
+        ),
+    ],
+)
+def test_mistakes_are_named(model, pictures, options, why):
+    with pytest.raises(UserError, match=why):
+        optimize(model, pictures, **options)
+
+
+def test_a_fast_model_stands_in_for_few_and_many_pictures(model, cache, monkeypatch):
+    monkeypatch.setattr(module, "WAYS", {"eager": module.WAYS["eager"]})
+    sizes = [
+        FastModel(model, (16, 16), images=images, batch=32, device=torch.device("cpu")).run.batch
+        for images in (1, 3, 32, 1000)
+    ]
+    assert sizes == [1, 4, 32, 32]
+    with pytest.raises(UserError, match="for processors"):
+        FastModel(model, (16, 16), images=1, batch=1, device=torch.device("cuda"))
+
+
+@pytest.mark.heavy
+def test_torchs_compiler_gives_the_models_answers_and_starts_from_the_cache(model, pictures, cache):
+    fast = optimize(model, pictures, way="aoti", precision="fp32")
+    with torch.no_grad():
+        assert error(fast(pictures), model(pictures)) < 1e-4
+    assert optimize(model, pictures, way="aoti", precision="fp32").cached
