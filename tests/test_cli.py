@@ -122,7 +122,9 @@ def test_models_lists_sizes():
     assert "dynamixer_m" not in stdout
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["predict"], ["models"], ["data"], ["data", "verify"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["eval"], ["predict"], ["export"], ["push"], ["models"], ["data"], ["data", "verify"]]
+)
 def test_every_command_explains_itself(command):
     code, stdout, _ = call(*command, "--help")
     assert code == 0
@@ -188,6 +190,14 @@ def test_the_version_is_the_packages():
         (["models", "dynamixer_xx"], "no model matches"),
         (["trian"], "No such command 'trian'"),
         (["predict", "x.png", "--model", "y", "--sheet", "sheet.jpg"], "has to end in .png"),
+        (["predict", "x.png", "--model", "y", "--embeddings"], "go with --out"),
+        (["predict", "x.png", "--model", "y", "--hub", "me/y"], "give one of them"),
+        (["predict", "x.png", "--model", "y", "--out", "p.csv"], "end in .parquet"),
+        (["predict", "x.png", "--hub", "me"], "has to be hf-hub:OWNER/NAME"),
+        (["export", "nowhere"], "there is no nowhere"),
+        (["export", "x", "--format", "hub", "--int8"], "--int8 has no meaning for --format hub"),
+        (["export", "x", "--int8"], "give format=openvino"),
+        (["push", "x", "me"], "has to be OWNER/NAME"),
         (["eval", "x", "--data", "y", "--out", "z"], "has to end in .png"),
         (["eval", "x" * 300, "--data", "y"], "name too long"),
         (["eval", "x", "--data", "y", "--sizee", "3"], "No such option"),

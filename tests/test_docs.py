@@ -46,7 +46,7 @@ def test_the_python_of_the_readme_runs():
 
 LINES = [
     line
-    for page in (README, TRAINING)
+    for page in (README, TRAINING, *((ROOT / f"docs/{name}.md").read_text("utf-8") for name in ("predict", "export")))
     for line in re.findall(r"^ {4}(?:torchrun .* -m )?dynamixer (.*)$", page, re.MULTILINE)
     if "RECIPE" not in line
 ]

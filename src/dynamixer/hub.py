@@ -3,6 +3,7 @@
 import json
 import re
 import tempfile
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,9 @@ def write_folder(
         RunError: it cannot be written.
     """
     checkpoint = load(model)
+    data = checkpoint.trained.get("data")
+    if isinstance(data, str) and data.startswith(("/", "~", ".")):  # a path says much of a person's machine
+        checkpoint = replace(checkpoint, trained={**checkpoint.trained, "data": Path(data).name})
     path = checkpoint.path.resolve()
     stem = path.parent.name if path.stem in ("best", "last", "model") else path.stem
     folder = Path(out) if out is not None else Path(f"{stem}-hub")
@@ -160,23 +164,16 @@ def timm_config(checkpoint: Checkpoint) -> dict[str, Any]:
 def model_card(checkpoint: Checkpoint, repository: str, *, license: str, recipe: dict[str, Any]) -> str:
     """The model card, Markdown: use, data, recipe, metrics, limits, licence and how to cite."""
     name = repository.rpartition("/")[2]
-    trained, held = checkpoint.trained, checkpoint.trained.get("held_out") or {}
+    trained, held = checkpoint.trained, _measured(checkpoint.trained)
     parameters, multiply_adds = count(checkpoint.model)
     height, width = checkpoint.preprocessing.size
     data = _word(trained.get("data", "unknown"))
-    results = [
-        {
-            "task": {"type": "image-classification"},
-            "dataset": {"name": f"{data}, held out", "type": "custom"},
-            "metrics": [{"type": "accuracy", "value": round(held["top1"] / 100, 4)}],
-        }
-    ]
     head = {
         "license": license,
         "library_name": "timm",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "timm", "dynamixer", "mlp"],
-        **({"model-index": [{"name": name, "results": results}]} if held else {}),
+        **({"model-index": [{"name": name, "results": [_result(data, held)]}]} if held else {}),
     }
     shown = ", ".join(checkpoint.classes[:20]) + (
         f" and {len(checkpoint.classes) - 20} more" if len(checkpoint.classes) > 20 else ""
@@ -194,7 +191,9 @@ def model_card(checkpoint: Checkpoint, repository: str, *, license: str, recipe:
     else:
         metrics = "No pictures were held out in training, so nothing was measured."
         caution = "Measure before use: `dynamixer eval`."
-    epochs = f", epoch {trained['epoch']} of {trained.get('epochs')}" if "epoch" in trained else ""
+    epochs = (
+        f", epoch {_word(trained['epoch'])} of {_word(trained.get('epochs', 'unknown'))}" if "epoch" in trained else ""
+    )
     recipe_text = f"\n```yaml\n{yaml.safe_dump(recipe, sort_keys=False).strip()}\n```\n" if recipe else ""
     return f"""---
 {yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip()}
@@ -223,7 +222,7 @@ Pictures of any size can be given; trained at {height}x{width}.
 
 ## Training
 
-Data: {data}. Seed {trained.get("seed", "unknown")}{epochs}, dynamixer {version("dynamixer")}.
+Data: {data}. Seed {_word(trained.get("seed", "unknown"))}{epochs}, dynamixer {version("dynamixer")}.
 {recipe_text}
 ## Metrics
 
@@ -244,6 +243,24 @@ is among these classes only. It has the biases of its data. It was not tested fo
 {PAPER}
 ```
 """
+
+
+def _measured(trained: dict[str, Any]) -> dict[str, Any]:
+    """The figures of held-out pictures, if all are there."""
+    held = trained.get("held_out")
+    known = isinstance(held, dict) and all(
+        isinstance(held.get(key), int | float) for key in ("top1", "top5", "loss", "ece", "images")
+    )
+    return held if known and held else {}
+
+
+def _result(data: str, held: dict[str, Any]) -> dict[str, Any]:
+    """The accuracy as Hugging Face lists it."""
+    return {
+        "task": {"type": "image-classification"},
+        "dataset": {"name": f"{data}, held out", "type": "custom"},
+        "metrics": [{"type": "accuracy", "value": round(held["top1"] / 100, 4)}],
+    }
 
 
 def _recipe(path: Path) -> dict[str, Any]:

@@ -156,11 +156,11 @@ def _stem(checkpoint: Checkpoint) -> str:
 
 
 def _sizes(native: tuple[int, int], dynamic: str) -> list[tuple[int, int]]:
-    """The model's size and, where all is dynamic, smaller, larger, and other shapes, whole patches or not."""
+    """The model's size and, where all is dynamic, smaller, larger, other shapes, whole patches or not, and the first again."""
     height, width = native
     if dynamic != "all":
         return [native]
-    return [native, (height * 5 // 8, width * 5 // 8), (height * 3 // 2, width), (height - 1, width * 2 + 3)]
+    return [native, (height * 5 // 8, width * 5 // 8), (height * 3 // 2, width), (height - 1, width * 2 + 3), native]
 
 
 def _quantise(

@@ -32,6 +32,7 @@ WORDS = {
     "top": "another --top",
     "embeddings": "another --embeddings",
     "batch_size": "another --batch-size",
+    "part": "another version of dynamixer",
     "format": "another version of dynamixer",
 }
 
@@ -46,12 +47,8 @@ class Job:
     top: int
     embeddings: bool
     batch_size: int
+    part: int  # pictures in a part, whole batches
     format: int = 1
-
-    @property
-    def part(self) -> int:
-        """Pictures in a part."""
-        return self.batch_size * max(1, PART // self.batch_size)
 
     @property
     def parts(self) -> int:

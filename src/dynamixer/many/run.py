@@ -21,7 +21,7 @@ from dynamixer.data.unlabelled import open_pictures
 from dynamixer.device import resolve_device
 from dynamixer.errors import UserError, did_you_mean
 from dynamixer.logs import log
-from dynamixer.many.parts import Job, Parts, table
+from dynamixer.many.parts import PART, Job, Parts, table
 from dynamixer.models.checkpoint import Checkpoint, load
 from dynamixer.progress import progress
 
@@ -169,6 +169,7 @@ def predict_many(
         top=min(top, len(checkpoint.classes)),
         embeddings=embeddings,
         batch_size=batch_size,
+        part=batch_size * max(1, PART // batch_size),
     )
     parts = Parts(out, job)
     if not parts.finished():

@@ -41,7 +41,7 @@ def from_header(text: str, path: Path) -> dict[str, Any]:
         about = _json(text)
         if about["format"] != FORMAT:
             raise UserError(f"{path} has format {about['format']}; this version reads {FORMAT}: update dynamixer.")
-        about["preprocessing"] = Preprocessing.from_dict(about["preprocessing"])
+        about["preprocessing"] = _preprocessing(about["preprocessing"], path)
         if not isinstance(about["trained"], dict):
             raise TypeError("trained is no object")
         if about["model_args"] is None or "num_classes" not in about["model_args"]:
@@ -73,13 +73,8 @@ def from_config(path: Path) -> dict[str, Any]:
         if pretrained.get("crop_mode", "center") != "center":
             raise UserError(f"{path} asks for crop_mode {pretrained['crop_mode']!r}, and only 'center' is known here.")
         _, height, width = pretrained["input_size"]
-        preprocessing = Preprocessing(
-            size=(height, width),
-            mean=tuple(pretrained["mean"]),
-            std=tuple(pretrained["std"]),
-            interpolation=pretrained.get("interpolation", "bicubic"),
-            crop_pct=pretrained.get("crop_pct", 1.0),
-        )
+        values = {key: pretrained[key] for key in ("mean", "std", "interpolation", "crop_pct") if key in pretrained}
+        preprocessing = _preprocessing({**values, "size": [height, width]}, path)
         count = config.get("num_classes", pretrained.get("num_classes"))
         if type(count) is not int or not 0 < count <= MOST:
             raise UserError(f"{path} is of a model with {count} classes, and one that classifies is needed.")
@@ -119,6 +114,13 @@ def _json(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError("it is no JSON object")
     return value
+
+
+def _preprocessing(values: dict[str, Any], path: Path) -> Preprocessing:
+    try:
+        return Preprocessing.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _checked(about: dict[str, Any], path: Path) -> dict[str, Any]:

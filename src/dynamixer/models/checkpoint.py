@@ -194,8 +194,14 @@ def _built(about: dict[str, Any], weights: Mapping[str, Tensor], path: Path) -> 
                 f"{path} does not hold the weights of the {about['model']} it names: {' '.join(lines)}"
             ) from None
 
+    def create(**more: Any) -> nn.Module:
+        try:
+            return create_model(about["model"], **about["model_args"], **more)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+
     if about["model"].startswith("dynamixer_"):  # without memory first: a description may ask for any amount
-        fill(create_model(about["model"], **about["model_args"], device="meta"), assign=True)
-    built = create_model(about["model"], **about["model_args"])
+        fill(create(device="meta"), assign=True)
+    built = create()
     fill(built, assign=False)
     return built

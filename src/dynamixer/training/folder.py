@@ -6,27 +6,22 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from dynamixer.evaluate import Metrics, Tally
 from dynamixer.files import whole_file, write_text
 from dynamixer.logs import log
 from dynamixer.models.checkpoint import save_checkpoint
-from dynamixer.plots import (
-    confused_pairs_picture,
-    confused_sheet,
-    confusion_picture,
-    curves_picture,
-    reliability_picture,
-)
 from dynamixer.progress import Meter
 from dynamixer.training.config import TrainConfig
 from dynamixer.training.report import write_report
 from dynamixer.training.setup import Data, Network, environment, is_leftover
 from dynamixer.training.world import World
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FIGURES = {  # the heading and what is seen
     "confusion": ("Confusion matrix", "Of each true class, the share given to each class."),
@@ -65,11 +60,13 @@ class RunFolder:
             f"{f'; {self.world.size} processes' if self.world.size > 1 else ''}; run folder {self.run}"
         )
 
-    def _curves(self, rows: list[dict[str, Any]]) -> Figure:
+    def _curves(self, rows: list[dict[str, Any]]) -> "Figure":
+        from dynamixer import plots  # noqa: PLC0415 - matplotlib takes a second to import
+
         c = self.config
         special = ["augmented", *(["smoothed labels"] if c.label_smoothing else [])]
         special += [*(["mixed"] if c.mixup or c.cutmix else []), *(["with a teacher"] if c.teacher else [])]
-        return curves_picture(rows, self._title, ", ".join(special))
+        return plots.curves_picture(rows, self._title, ", ".join(special))
 
     def begin(self) -> None:
         """Write what the run is, before the first of its results: a run that fails earlier leaves no folder behind."""
@@ -155,11 +152,13 @@ class RunFolder:
                 "calibration error": f"{metrics.ece:.2f} %",
                 **headline,
             }
+            from dynamixer import plots  # noqa: PLC0415 - matplotlib takes a second to import
+
             drawn = {
-                "confusion": confusion_picture(metrics.confusion, classes),
-                "confused_pairs": confused_pairs_picture(metrics.confusion, classes),
+                "confusion": plots.confusion_picture(metrics.confusion, classes),
+                "confused_pairs": plots.confused_pairs_picture(metrics.confusion, classes),
                 "confused": self._wrong(metrics),
-                "calibration": reliability_picture(metrics.bins, metrics.ece),
+                "calibration": plots.reliability_picture(metrics.bins, metrics.ece),
             }
             figures += [(*FIGURES[name], self._picture(f"{name}.png", figure)) for name, figure in drawn.items()]
         write_report(
@@ -172,9 +171,11 @@ class RunFolder:
         )
         log(f"report: {self.run / 'report.html'}")
 
-    def _wrong(self, metrics: Metrics) -> Figure:
+    def _wrong(self, metrics: Metrics) -> "Figure":
+        from dynamixer import plots  # noqa: PLC0415 - matplotlib takes a second to import
+
         source, classes = self.data.val, self.data.train.classes
-        return confused_sheet(
+        return plots.confused_sheet(
             [(source.picture(n), classes[t], classes[p], share) for n, t, p, share in metrics.wrong] if source else []
         )
 
@@ -182,7 +183,7 @@ class RunFolder:
     def _title(self) -> str:
         return f"{self.network.name} on {Path(self.config.data).name}"
 
-    def _picture(self, name: str, figure: Figure) -> bytes:
+    def _picture(self, name: str, figure: "Figure") -> bytes:
         with whole_file(self.run / name) as temporary, warnings.catch_warnings():
             # A class name in a script that the font lacks is drawn as boxes.
             warnings.filterwarnings("ignore", "Glyph .* missing from font")

@@ -1,0 +1,200 @@
+"""Exported files, run by the programs that they are for, and kept only if they say what the model says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import torch
+from PIL import Image
+
+import dynamixer
+from dynamixer import RunError, UserError
+from dynamixer.data import Preprocessing, decode
+from dynamixer.export import run as export_run
+from dynamixer.models.checkpoint import create_model, save_checkpoint
+from helpers import shared_data, sharpen
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples" / "pictures"
+ARGS = {
+    "num_classes": 3, "depths": [1], "dims": [16], "segments": [2], "reduced": [2], "patch_size": 8, "img_size": 48,
+}  # fmt: skip
+DEEPER = {"depths": [1, 1], "dims": [16, 32], "segments": [2, 4], "reduced": 2, "enlarge": True}
+
+
+def save(path, **more):
+    args = ARGS | more
+    model = sharpen(create_model("dynamixer_nano", **args)).eval()
+    about = {"name": "dynamixer_nano", "args": args, "classes": ("a", "b", "ü"), "trained": {"epoch": 3}}
+    save_checkpoint(path, model.state_dict(), preprocessing=Preprocessing.of(model), **about)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("export") / "m.safetensors")
+
+
+@pytest.fixture(scope="module")
+def everything(model):
+    """ONNX for any batch and any size."""
+    return model, dynamixer.export(model, "onnx", model.with_name("m.onnx"), dynamic="all", data=[EXAMPLES])
+
+
+def answers(path, session, *sizes):
+    """The largest difference between the model and a function, on real pictures."""
+    checkpoint = dynamixer.load(path)
+    largest = 0.0
+    for height, width in sizes:
+        pre = checkpoint.preprocessing.at((height, width))
+        batch = torch.stack([pre(decode(file)) for file in sorted(EXAMPLES.glob("*.png"))[:5]])
+        with torch.inference_mode():
+            expected = checkpoint.model(batch).numpy()
+        found = session(batch.numpy())
+        assert expected.std() > 0.1
+        assert (found.argmax(1) == expected.argmax(1)).all()
+        largest = max(largest, float(np.abs(found - expected).max()))
+    return largest
+
+
+SIZES = [(48, 48), (24, 80), (7, 9), (64, 63), (96, 40)]
+
+
+def test_onnx_runtime_runs_any_batch_and_size_and_the_classes_are_inside(everything):
+    path, done = everything
+    (file,) = done.files
+    assert done.agreement.share == 100
+    assert done.agreement.max_difference < 1e-4
+    assert done.agreement.pictures > 10  # more than one size was compared
+    onnx.checker.check_model(onnx.load(file), full_check=True)
+    session = onnxruntime.InferenceSession(file)
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    assert session.get_outputs()[0].shape == ["batch", 3]
+    assert answers(path, lambda x: session.run(["logits"], {"pictures": x})[0], *SIZES) < 1e-4
+    about = json.loads(session.get_modelmeta().custom_metadata_map["dynamixer"])
+    assert about["classes"] == ["a", "b", "ü"]
+    assert about["preprocessing"]["size"] == [48, 48]
+    assert about["input"] == ["batch", 3, "height", "width"]
+    assert [p.name for p in file.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_openvino_runs_what_was_written(model, tmp_path):
+    done = dynamixer.export(model, "openvino", tmp_path / "m.xml", dynamic="none", batch_size=5)
+    assert [file.name for file in done.files] == ["m.xml", "m.bin"]
+    core = openvino.Core()
+    read = core.read_model(tmp_path / "m.xml")
+    assert json.loads(read.get_rt_info(["dynamixer"]).value)["classes"] == ["a", "b", "ü"]
+    assert list(read.inputs[0].get_partial_shape().to_shape()) == [5, 3, 48, 48]
+    compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert answers(model, lambda x: np.array(compiled(x)[0]), (48, 48)) < 1e-4
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.bin", "m.xml"]
+
+
+def run_pt2(path):
+    extra = {"dynamixer.json": ""}
+    module = torch.export.load(path, extra_files=extra).module()
+    assert json.loads(extra["dynamixer.json"])["trained"] == {"epoch": 3}
+    return lambda x: module(torch.from_numpy(x)).detach().numpy()
+
+
+def test_torch_runs_what_was_written(model, tmp_path):
+    dynamixer.export(model, "pt2", tmp_path / "m.pt2", size=40)
+    assert answers(model, run_pt2(tmp_path / "m.pt2"), (40, 40)) < 1e-4
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(900)
+def test_every_format_takes_every_size_of_the_model_that_is_hardest_to_export(tmp_path):
+    """Small pictures are enlarged by a ratio that depends on both sides, and there are two stages."""
+    path = save(tmp_path / "m.safetensors", **DEEPER)
+    dynamixer.export(path, "onnx", tmp_path / "m.onnx", dynamic="all")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    assert answers(path, lambda x: session.run(["logits"], {"pictures": x})[0], *SIZES) < 1e-4
+    dynamixer.export(path, "openvino", tmp_path / "m.xml", dynamic="all")
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(tmp_path / "m.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert answers(path, lambda x: np.array(compiled(x)[0]), *SIZES) < 1e-4
+    dynamixer.export(path, "pt2", tmp_path / "m.pt2", dynamic="all")
+    assert answers(path, run_pt2(tmp_path / "m.pt2"), (48, 48), (24, 80), (64, 63), (96, 40)) < 1e-4
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(900)
+def test_int8_keeps_what_decides_in_floating_point_and_agrees(tmp_path):
+    path = save(tmp_path / "m.safetensors", **DEEPER)
+    data = shared_data("cifar10/test.parquet")
+    done = dynamixer.export(path, "openvino", tmp_path / "m.xml", int8=True, data=[data])
+    assert done.agreement.pictures == 1000
+    assert done.agreement.share >= 98.5
+    kinds = [node.get_type_name() for node in openvino.Core().read_model(tmp_path / "m.xml").get_ordered_ops()]
+    assert kinds.count("FakeQuantize") >= 10
+
+
+def test_a_file_that_says_something_else_is_not_kept(model, tmp_path, monkeypatch):
+    real, program = export_run.RUNNERS["pt2"], export_run.trace(dynamixer.load(model).model, (1, 3, 48, 48), "batch")
+    monkeypatch.setattr(export_run, "trace", lambda *_: program)
+    out = tmp_path / "m.pt2"
+    out.write_bytes(b"what was there before")
+    for wrong in (lambda found: found + 2e-4, lambda found: found * np.nan, lambda found: found[:, ::-1]):
+
+        def spoilt(path, wrong=wrong):
+            run, about = real(path)
+            return lambda x: wrong(run(x)), about
+
+        monkeypatch.setitem(export_run.RUNNERS, "pt2", spoilt)
+        with pytest.raises(RunError, match=r"was not kept: the same top-1 for \d+ of 64 pictures, largest difference"):
+            dynamixer.export(model, "pt2", out)
+        assert out.read_bytes() == b"what was there before"
+        assert [p.name for p in tmp_path.iterdir()] == ["m.pt2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"format": "onxx"}, "did you mean 'onnx'"),
+        ({"dynamic": "size"}, "unknown dynamic"),
+        ({"batch_size": 4}, "dynamic=none"),
+        ({"dynamic": "all", "size": 64}, "leave size out"),
+        ({"out": "m.xml"}, r"has to end in .onnx"),
+        ({"int8": True}, "format=openvino"),
+        ({"int8": True, "format": "openvino"}, "give some"),
+        ({"data": ["nowhere"]}, "no file or folder nowhere"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(model, options, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        dynamixer.export(model, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_library_is_named_with_its_extra(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.setattr(export_run, "trace", lambda *_: None)
+    with pytest.raises(UserError, match=r"needs onnxscript: pip install 'dynamixer\[onnx\]'"):
+        dynamixer.export(model, "onnx", tmp_path / "m.onnx")
+
+
+def test_the_example_needs_no_torch_and_says_what_predict_says(everything, tmp_path):
+    path, done = everything
+    script = ROOT / "examples" / "onnx_without_torch.py"
+    assert len(script.read_text().splitlines()) <= 30
+    Image.effect_mandelbrot((90, 61), (-2, -1, 1, 1), 40).convert("RGB").save(tmp_path / "wide.png")
+    files = [tmp_path / "wide.png", EXAMPLES / "bag.png"]
+    refuse = (
+        "import sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; import runpy; runpy.run_path(sys.argv[0])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", refuse, script, done.files[0], *files], capture_output=True, text=True, check=True
+    )
+    expected = dynamixer.predict(files, path, device="cpu", top=3)
+    lines = [
+        f"{r.path}: " + ", ".join(f"{g.label} {100 * g.probability:.1f} %" for g in r.top) for r in expected.results
+    ]
+    assert ran.stdout.splitlines() == lines
