@@ -184,6 +184,7 @@ def test_it_compiles_into_one_graph_with_its_gradients():
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(grads, expected, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's check looks at it itself
 def test_torchs_own_checks_of_an_operator_hold():
     w = mixer(KINDS[0], 6, 24, 4, 3).weights()
     tensors = torch.randn(2, 6, 6, 24), torch.randn(2, 6, 6, 12), w.generate_weight, w.generate_bias
