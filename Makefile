@@ -37,4 +37,4 @@ timm-tests: setup
 	.venv/bin/python tools/timm_tests.py
 
 docs: setup
-	.venv/bin/python -m sphinx -W -n --keep-going -b html docs build/site
+	.venv/bin/python -m sphinx -W -n --keep-going -d build/doctrees docs build/site
