@@ -1,7 +1,7 @@
 # make demo and make test set everything up that they need.
 export PYTHON ?= python3
 RUN ?= runs/demo
-.PHONY: demo test lint types tests test-heavy promises soak timm-tests setup system
+.PHONY: demo test lint types tests test-heavy promises soak timm-tests docs setup system
 
 setup:
 	@bash tools/setup.sh
@@ -35,3 +35,6 @@ soak: setup
 
 timm-tests: setup
 	.venv/bin/python tools/timm_tests.py
+
+docs: setup
+	.venv/bin/python -m sphinx -W -n --keep-going -d build/doctrees docs build/site

@@ -16,11 +16,13 @@ import dynamixer
 import dynamixer.cli
 from dynamixer.models.variants import VARIANTS
 from dynamixer.training.folder import FIGURES
+from dynamixer.training.recipes import ABLATIONS
 from dynamixer.training.resolve import resolve
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+MODELS = (ROOT / "docs/models.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -30,29 +32,47 @@ def between(text, start):
 
 def test_the_table_of_models_is_what_the_code_counts():
     rows = [line.strip("| ").split(" | ") for line in between(README, "models").splitlines()[2:]]
+    counts = {name: dynamixer.count(timm.create_model(name, device="meta")) for name in VARIANTS}
     expected = []
-    for name, v in sorted(
-        VARIANTS.items(), key=lambda item: dynamixer.count(timm.create_model(item[0], device="meta"))
-    ):
-        parameters, multiply_adds = dynamixer.count(timm.create_model(name, device="meta"))
+    for name, (parameters, multiply_adds) in sorted(counts.items(), key=lambda item: item[1]):
+        v = VARIANTS[name]
         expected.append([name, f"{parameters:,}", f"{multiply_adds:,}", f"{v.img_size} px", str(v.num_classes)])
     assert rows == expected
+    assert between(MODELS, "models") == between(README, "models")
 
 
-def test_the_python_of_the_readme_runs():
-    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        exec(compile(block, "README.md", "exec"), {})
+def test_every_option_of_the_models_is_in_the_table():
+    told = {
+        name for row in between(MODELS, "options").splitlines()[2:] for name in re.findall("`(.*?)`", row.split("|")[1])
+    }
+    of_timm = {"img_size", "in_chans", "num_classes", "global_pool", "drop_rate", "drop_path_rate", "device", "dtype"}
+    assert told == set(inspect.signature(dynamixer.DynaMixer).parameters) - of_timm
 
 
-LINES = [
-    line
-    for page in (README, TRAINING, *((ROOT / f"docs/{name}.md").read_text("utf-8") for name in ("predict", "export")))
-    for line in re.findall(r"^ {4}(?:torchrun .* -m )?dynamixer (.*)$", page, re.MULTILINE)
-    if "RECIPE" not in line
-]
+def test_the_table_of_ablations_is_what_the_recipes_build(monkeypatch):
+    monkeypatch.setattr(dynamixer.DynaMixer, "init_weights", lambda model: None)  # slow without memory, and not counted
+    rows = [line.strip("| ").split(" | ") for line in between(MODELS, "ablations").splitlines()[2:]]
+    assert [row[0] for row in rows] == [f"`ablate:{name}`" for name in ABLATIONS]
+    for name, change, parameters, _ in rows:
+        config = resolve(name.strip("`"))[0]
+        model = timm.create_model(config.model, device="meta", **config.model_args)
+        assert f"{sum(p.numel() for p in model.parameters()):,}" == parameters
+        ((key, value),) = ABLATIONS[name.strip("`").removeprefix("ablate:")].items()
+        shown = f'"{value}"' if isinstance(value, str) else value
+        assert (f"of {value} channels" if key == "width" else f"`{key}={shown}`") in change
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md", "docs/models.md", "docs/any-size.md"])
+def test_the_python_of_the_pages_runs(page):
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(block, page, "exec"), {})
+
+
+COMMAND = re.compile(r"^ {4,}(?:[A-Z_]+=\S+ )?(?:torchrun .* -m |\.venv/bin/)?dynamixer (.*)$", re.MULTILINE)
+LINES = [line for page in PAGES for line in COMMAND.findall(page.read_text(encoding="utf-8")) if "RECIPE" not in line]
+
+
+@pytest.mark.parametrize("line", dict.fromkeys(LINES))
 def test_the_commands_of_the_pages_exist(line):
     command, *words = shlex.split(line, comments=True)
     known = dynamixer.cli.cli.commands[command]
@@ -97,7 +117,7 @@ def test_the_any_size_table_is_its_results(monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_inside_the_repository_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+    for target in re.findall(r"(?:\]\(|src=\")([^)#\"]+)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
 
