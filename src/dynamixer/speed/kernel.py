@@ -1,7 +1,4 @@
-"""Lets the C++ kernel mix in a model, and memory stay where it is."""
-
-import ctypes
-import sys
+"""Lets the C++ kernel mix in a model."""
 
 from torch import nn
 
@@ -29,14 +26,3 @@ def use_kernel(model: nn.Module) -> nn.Module:
     for part in mixers:
         part.fused = True
     return model
-
-
-def keep_freed_memory() -> bool:
-    """Keep what this process frees for its next step, so that the system need not clear the same pages again; glibc only."""
-    if not sys.platform.startswith("linux"):
-        return False
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt") or not hasattr(libc, "gnu_get_libc_version"):
-        return False
-    trim_threshold, mmap_max = -1, -4
-    return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, 2**31 - 1))

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from dynamixer.errors import UserError
 from dynamixer.layers import AxisMixer
 from dynamixer.logs import log
-from dynamixer.speed.kernel import keep_freed_memory, use_kernel
+from dynamixer.speed.kernel import use_kernel
 from dynamixer.training.config import TrainConfig
 from dynamixer.training.objective import dtype_of, make_task
 from dynamixer.training.setup import Network
@@ -106,9 +106,7 @@ class Replica:
 
 
 def _speed_up(config: TrainConfig, model: nn.Module, members: World) -> None:
-    """On a processor: the C++ kernel where it can be used, and memory that is kept from step to step."""
-    if members.device.type == "cpu":
-        keep_freed_memory()
+    """On a processor the C++ kernel, where it can be used."""
     mixes = any(isinstance(part, AxisMixer) for part in model.modules())
     fits = members.device.type == "cpu" and config.precision != "fp64" and mixes
     if config.kernel == "on" and not fits:
