@@ -129,7 +129,7 @@ def test_every_format_takes_every_size_of_the_model_that_is_hardest_to_export(tm
 def test_int8_is_kept_only_if_it_agrees_on_nearly_all_pictures(tmp_path, monkeypatch):
     path = save(tmp_path / "m.safetensors", **DEEPER)  # random weights as sharp as these lose more than trained ones
     data, out = shared_data("cifar10/test.parquet"), tmp_path / "m.xml"
-    with pytest.raises(RunError, match="98.5 % of them"):
+    with pytest.raises(RunError, match=r"98\.5 % of them"):
         dynamixer.export(path, "openvino", out, int8=True, data=[data])
     assert not out.exists()
     monkeypatch.setattr(export_run, "INT8_SHARE", 50.0)
