@@ -241,7 +241,7 @@ class _Aoti:
             try:
                 program = torch.export.export(inner, (example.to(kind),))
                 torch._inductor.aoti_compile_and_package(
-                    program, package_path=path, inductor_configs={"freezing": True}
+                    program, package_path=str(path), inductor_configs={"freezing": True}
                 )
             except Exception as error:  # of the compiler's many kinds
                 raise UserError(f"torch could not compile the model: {str(error).strip().splitlines()[0]}") from None
