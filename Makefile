@@ -31,7 +31,8 @@ tests: setup system
 	$(PYTEST) $(RUNTIMES:%=--ignore=%)
 
 test-heavy: setup system
-	.venv/bin/pytest -m heavy
+	.venv/bin/pytest -m heavy $(RUNTIMES)
+	.venv/bin/pytest -m heavy $(RUNTIMES:%=--ignore=%)
 
 promises: setup
 	DYNAMIXER_PROMISES=long .venv/bin/pytest -v tests/training/test_promises.py tests/training/test_engine.py
