@@ -1,8 +1,11 @@
 """Order and augmentation as functions of (seed, epoch, index) alone, whatever the number of workers or processes."""
 
 import mmap
+import multiprocessing
+import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -310,7 +313,7 @@ def evaluation_loader(
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=worker_signals if patient else None,
+        worker_init_fn=worker_signals if patient else end_with_parent,
         persistent_workers=workers > 0,
     )
 
@@ -319,7 +322,22 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+def end_with_parent(worker: int) -> None:
+    """End this worker when the process that it works for is gone.
+
+    torch 2.15 looks at its parent for that, which is the fork server (Python 3.14's default) and lives as long as its workers.
+    """
+    parent: Any = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def worker_signals(worker: int) -> None:
     """Ctrl-C, and SIGTERM from a scheduler, reach the whole process group: the main process decides what becomes of it."""
+    end_with_parent(worker)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))  # then it ends, whatever became of the main process

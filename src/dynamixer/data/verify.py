@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from dynamixer.data.decode import FORMATS, SUFFIXES, BadImage, decode, orientation
+from dynamixer.data.loading import end_with_parent
 from dynamixer.data.sources import FolderSource, Source, files_in, open_data
 from dynamixer.errors import RunError, UserError
 from dynamixer.files import whole_file
@@ -227,7 +228,13 @@ def _records(splits: Mapping[str, Source], workers: int) -> Iterator[dict[str, A
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "This DataLoader will create")  # the user has said how many
-                loader = DataLoader(_Checks(split, source), batch_size=BATCH, num_workers=workers, collate_fn=list)
+                loader = DataLoader(
+                    _Checks(split, source),
+                    batch_size=BATCH,
+                    num_workers=workers,
+                    collate_fn=list,
+                    worker_init_fn=end_with_parent,
+                )
                 batches = iter(loader)  # the workers are forked before the bar has its thread
             with progress(f"verify {split}", len(source)) as meter:
                 for batch in batches:
