@@ -1,5 +1,6 @@
 """The user's own folder for native code: compiled here, for this processor, and never taken from anywhere else."""
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -33,6 +34,22 @@ def cache_folder(kind: str) -> Path:
         raise UserError(f"others can write to {folder}, whose code is not run then: chmod 700 it, or remove it.")
     folder.chmod(0o700)
     return folder
+
+
+def keep_memory() -> bool:
+    """Let this process keep the memory that it frees, for its next step, in place of giving it back page by page.
+
+    For a process of one's own, such as a command's: it holds the most that it ever needed until it ends.
+
+    Returns:
+        Whether the C library could be told (glibc can).
+    """
+    mmap_max, trim_threshold, top_pad = -4, -1, -2  # mallopt(3)
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):
+        return False
+    return all([mallopt(mmap_max, 0), mallopt(trim_threshold, 2**31 - 1), mallopt(top_pad, 2**26)])
 
 
 def digest(*parts: bytes | str) -> str:

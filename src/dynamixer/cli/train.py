@@ -86,6 +86,7 @@ def train(
     from dynamixer import training  # noqa: PLC0415
     from dynamixer.errors import UserError  # noqa: PLC0415
     from dynamixer.logs import log, quiet  # noqa: PLC0415
+    from dynamixer.native import keep_memory  # noqa: PLC0415
     from dynamixer.training.resolve import resolve, show  # noqa: PLC0415
     from dynamixer.training.world import is_main, launched  # noqa: PLC0415
 
@@ -102,6 +103,7 @@ def train(
             raise UserError("several processes need one run folder: give --out RUN.")
         stem = Path(resolved.data).resolve().name if Path(resolved.data).exists() else resolved.data.replace("/", "-")
         out = Path("runs") / f"{resolved.model or 'finetuned'}-{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    keep_memory()
     with quiet(not is_main()):
         log(f"recipe: {recipe or 'none, the defaults of every key'}")
         result = training.train(resolved, out, resume=resume)
