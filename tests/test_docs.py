@@ -136,3 +136,8 @@ def test_the_citation_is_whole():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["license"] == "Apache-2.0"
     assert citation["references"][0]["identifiers"][0]["value"] == "arXiv:2201.12083"
+
+
+def test_the_tables_of_speed_are_the_results(monkeypatch):
+    page = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+    assert {mark: between(page, mark) for mark in ("speed", "goals")} == benchmark("speed", monkeypatch).parts()

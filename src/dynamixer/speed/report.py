@@ -92,7 +92,7 @@ def _draw(axis: Any, model: dict[str, Any]) -> None:
     knee = top / ceiling["copy_gb_per_s"]
     axis.plot([reach[0], knee, reach[1]], [reach[0] * ceiling["copy_gb_per_s"], top, top], color="black", linewidth=1.5)
     axis.annotate(
-        f"memory, {ceiling['copy_gb_per_s']:.0f} GB/s", (reach[0] * 1.2, reach[0] * 1.5 * ceiling["copy_gb_per_s"])
+        f"memory, {ceiling['copy_gb_per_s']:.0f} GB/s", (reach[0] * 2, reach[0] * 1.5 * ceiling["copy_gb_per_s"])
     )
     work = [2e-9 * p["m"] * p["k"] * p["n"] * p["count"] for p in products]
     axis.scatter(
