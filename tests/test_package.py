@@ -48,8 +48,9 @@ def test_the_keys_of_the_state_dict_are_these():
 ALLOWED = {
     "native": {"errors"},
     "ops": {"native", "errors"},
-    "layers": {"ops", "errors"},
-    "models": {"layers", "ops", "errors", "files", "data.preprocess"},
+    "mixing": {"errors"},
+    "layers": {"mixing", "ops", "errors"},
+    "models": {"layers", "mixing", "ops", "errors", "files", "data.preprocess"},
     "data": {"errors", "logs", "files", "progress"},
 }
 

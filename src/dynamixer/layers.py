@@ -3,8 +3,7 @@
 Letters: B images, H W grid of tokens, C channels, L native line length, K a line's real length, S segments, d reduced width.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from timm.layers import DropPath, Mlp, trunc_normal_
@@ -12,55 +11,12 @@ from timm.models import checkpoint, register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dynamixer.errors import UserError, did_you_mean
+from dynamixer.errors import UserError
+from dynamixer.mixing import Generator, Mixing
 from dynamixer.ops import DenseWeights, DynamicWeights, StaticWeights, Weights, batched_mixing, mixing_matrices
 from dynamixer.ops.fused import fused_mix, why_not_fused
+from dynamixer.ops.lean import gelu_linear, weighted_linear
 from dynamixer.ops.resample import interpolation, same_length
-
-Generator = Literal["dynamic", "static", "dense"]
-GENERATORS: tuple[Generator, ...] = ("dynamic", "static", "dense")
-
-
-@dataclass(frozen=True)
-class Mixing:
-    """How a block mixes: the paper's choices by default, its ablations and options of ours as fields."""
-
-    generator: Generator = "dynamic"
-    softmax: bool = True
-    static: bool = False
-    row: bool = True
-    column: bool = True
-    channel: bool = True
-    reweight: bool = True
-    shared: bool = False
-    windows: bool = True
-
-    def __post_init__(self) -> None:
-        """Refuse what has no meaning.
-
-        Raises:
-            UserError: a combination that would leave parameters without effect, or no mixing at all.
-        """
-        for key, value in vars(self).items():
-            if key != "generator" and not isinstance(value, bool):
-                raise UserError(f"{key}={value!r} has to be true or false.")
-        if self.generator not in GENERATORS:
-            raise UserError(f"unknown generator {self.generator!r}: {did_you_mean(str(self.generator), GENERATORS)}")
-        if self.static and self.generator == "static":
-            raise UserError(
-                "static=True adds a static matrix to generated ones, but generator='static' has none to add it to."
-            )
-        if not (self.row or self.column):
-            raise UserError("row=False and column=False together leave no mixing between tokens: keep one of them.")
-        if self.shared and not (self.row and self.column):
-            raise UserError("shared=True shares one operator between rows and columns, so neither can be left out.")
-        if self.reweight and not self.channel and not (self.row and self.column):
-            raise UserError("reweighting a single branch has no effect: add reweight=False, or keep a second branch.")
-
-    @property
-    def branches(self) -> int:
-        """How many branches a block sums: of column, row and channel."""
-        return self.row + self.column + self.channel
 
 
 class AxisMixer(nn.Module):
@@ -182,7 +138,12 @@ def _linear_of(weight: Tensor, bias: Tensor, old: nn.Linear) -> nn.Linear:
 
 @register_notrace_module  # its shapes are Python integers, which torch.fx's proxies are not
 class DynaMixerBlock(nn.Module):
-    """Row, column and channel branches, fused by the paper's reweighting and projected: [B, H, W, C] -> the same."""
+    """Row, column and channel branches, fused by the paper's reweighting and projected: [B, H, W, C] -> the same.
+
+    With `lean` their weighted sum is not kept for the backward pass (see dynamixer.use_kernel).
+    """
+
+    lean = False
 
     def __init__(
         self,
@@ -237,6 +198,8 @@ class DynaMixerBlock(nn.Module):
         if self.reweight is None:
             return self.project(sum(branches[1:], start=branches[0]))
         weights = self.branch_weights(branches)[:, None, None]
+        if _lean(self, self.project):
+            return weighted_linear(weights, branches, self.project.weight, self.project.bias)
         parts = [branch * weights[..., i] for i, branch in enumerate(branches)]
         return self.project(sum(parts[1:], start=parts[0]))
 
@@ -247,6 +210,23 @@ class DynaMixerBlock(nn.Module):
             self.column.set_length(grid[0])
         if self.row is not None:
             self.row.set_length(grid[1])
+
+
+class LeanMlp(Mlp):
+    """timm's MLP, which with `lean` keeps half as much for the backward pass (see dynamixer.use_kernel)."""
+
+    lean = False
+
+    def forward(self, x: Tensor) -> Any:
+        """Apply it to [..., C]."""
+        if _lean(self, self.fc2):
+            return gelu_linear(self.fc1(x), self.fc2.weight, self.fc2.bias)
+        return super().forward(x)
+
+
+def _lean(module: Any, last: nn.Module) -> bool:
+    """Whether to keep little for a backward pass: compilers choose that for themselves, and a changed layer is left alone."""
+    return module.lean and torch.is_grad_enabled() and type(last) is nn.Linear and not torch.compiler.is_compiling()
 
 
 class MixerLayer(nn.Module):
@@ -269,7 +249,7 @@ class MixerLayer(nn.Module):
         self.norm1 = nn.LayerNorm(dim, **dd)
         self.mixer = DynaMixerBlock(dim, grid, segments, reduced, mixing, **dd)
         self.norm2 = nn.LayerNorm(dim, **dd)
-        self.mlp = Mlp(dim, 3 * dim, **dd)
+        self.mlp = LeanMlp(dim, 3 * dim, **dd)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dynamixer.errors import UserError, did_you_mean
-from dynamixer.layers import DynaMixerBlock, Generator
+from dynamixer.layers import DynaMixerBlock
+from dynamixer.mixing import Generator
 
 Axis = Literal["row", "column"]
 AXES: tuple[Axis, ...] = ("row", "column")

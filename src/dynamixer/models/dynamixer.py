@@ -19,7 +19,8 @@ from torch import Tensor, nn, sym_max
 from torch.nn import functional as F
 
 from dynamixer.errors import UserError
-from dynamixer.layers import AxisMixer, Generator, MixerLayer, Mixing, PatchConv, Stage
+from dynamixer.layers import AxisMixer, MixerLayer, PatchConv, Stage
+from dynamixer.mixing import Generator, Mixing
 from dynamixer.models.variants import VARIANTS
 from dynamixer.ops.resample import same_length
 

