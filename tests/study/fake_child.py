@@ -13,10 +13,12 @@ FAILING = os.environ.get("FAKE_FAILING", "nothing")
 
 
 def write(path, rows):
-    with path.open("w", newline="") as file:
+    aside = path.with_suffix(".aside")
+    with aside.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    aside.replace(path)
 
 
 def train(config, out):

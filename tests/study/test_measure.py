@@ -1,5 +1,7 @@
 """What is measured of a run's weights: the same as the public functions say."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,19 @@ def test_corrupted_pictures_are_read_kind_by_kind(weights, tmp_path, monkeypatch
     assert len(found) == len(read) == 95 == 5 * len(set(KINDS))
     assert read[:2] == ["gaussian_noise-1.parquet", "gaussian_noise-2.parquet"]
     assert found[6] == {"kind": KINDS[1], "severity": 2, "error": 7}
+
+
+def test_what_was_measured_before_a_stop_is_not_measured_again(weights, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        measure, "measure_run", lambda weights, test, parts, corrupted: asked.append(parts) or {parts[0]: []}
+    )
+    out = tmp_path / "measured.json"
+    out.write_text('{"runs": [{"test_top1": 1.0}]}')
+    task = {"weights": str(weights), "test": DATA, "parts": ["runs", "depth"], "corrupted": None, "out": str(out)}
+    measure.main(json.dumps(task))
+    assert asked == [["depth"]]
+    assert json.loads(out.read_text()) == {"runs": [{"test_top1": 1.0}], "depth": []}
 
 
 def test_step_times_are_ratios_to_the_first_row(monkeypatch):

@@ -13,7 +13,7 @@ from dynamixer.study.figures import drawn
 from dynamixer.study.measure import KINDS, SEVERITIES, SIZES, parts_of
 from dynamixer.study.pages import blocks, contrasts, lines_of, sentence, write_page
 from dynamixer.study.results import Results
-from dynamixer.study.rows import Run, runs
+from dynamixer.study.rows import Run, config_of, protocol, runs
 from dynamixer.study.words import NOTHING
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,9 @@ def parts(page):
 
 
 def test_the_page_is_its_results():
-    text, pictures = blocks(Results(ROOT / "benchmarks/results/study"))
+    results = Results(ROOT / "benchmarks/results/study")
+    results.check({run: protocol(run, config_of(run, "")) for run in runs()})
+    text, pictures = blocks(results)
     assert parts(PAGE.read_text(encoding="utf-8")) == text
     for name, picture in pictures.items():
         assert drawn(ROOT / "docs/images" / name) == picture.digest, f"{name}: dynamixer reproduce --pages docs"

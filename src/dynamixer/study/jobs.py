@@ -44,6 +44,11 @@ class Job:
         """Of the last epoch."""
         return self.folder / "last.safetensors"
 
+    @property
+    def measured(self) -> Path:
+        """What the measuring process found; it goes when the folder goes."""
+        return self.folder / "measured.json"
+
     def beside(self, suffix: str) -> Path:
         """A file of the queue's about the run."""
         return self.folder.with_name(f"{self.folder.name}{suffix}")

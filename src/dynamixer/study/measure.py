@@ -126,8 +126,14 @@ def _batches(test: str, preprocessing: Preprocessing) -> Iterator[Tensor]:
 
 
 def main(task: str) -> None:
-    """Measure as a JSON object says: weights, test, parts, corrupted, and `out`, where the result goes."""
+    """Measure as a JSON object says: weights, test, parts, corrupted, and `out`, where the result goes, part by part.
+
+    Parts that are there already, from before a stop, are left as they are.
+    """
     told = json.loads(task)
-    corrupted = Path(told["corrupted"]) if told["corrupted"] else None
-    found = measure_run(Path(told["weights"]), told["test"], told["parts"], corrupted)
-    write_text(Path(told["out"]), json.dumps(found))
+    corrupted, out = Path(told["corrupted"]) if told["corrupted"] else None, Path(told["out"])
+    found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    for part in told["parts"]:
+        if part not in found:
+            found |= measure_run(Path(told["weights"]), told["test"], [part], corrupted)
+            write_text(out, json.dumps(found))

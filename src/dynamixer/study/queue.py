@@ -132,7 +132,7 @@ class Queue:
             place = self.place
             told = {"weights": job.weights, "test": place.test[job.run.dataset], "corrupted": place.corrupted}
             task = {key: value and str(value) for key, value in told.items()}
-            words = ["measure", json.dumps({**task, "parts": job.parts, "out": str(job.beside(".json"))})]
+            words = ["measure", json.dumps({**task, "parts": job.parts, "out": str(job.measured)})]
         threads = str(self.threads)
         with job.beside(".log").open("ab") as output:
             job.process = subprocess.Popen(
@@ -176,7 +176,8 @@ class Queue:
 
     def _record(self, job: Job) -> None:
         """Write the results of a job, and let go of what is only for resuming."""
-        found: dict[str, list[Line]] = json.loads(job.beside(".json").read_text(encoding="utf-8"))
+        measured: dict[str, list[Line]] = json.loads(job.measured.read_text(encoding="utf-8"))
+        found = {part: measured[part] for part in job.parts}
         if "runs" in found:
             about = json.loads((job.folder / "environment.json").read_text(encoding="utf-8"))
             epochs = job.epochs()
