@@ -48,7 +48,7 @@ class Picture:
 def comparison(title: str, bars: Sequence[Bar]) -> Picture:
     """Accuracies with their seeds, and differences to the base row beside the paper's."""
     return Picture(
-        f"{title}: accuracy of each seed with mean and standard deviation; difference with its 95 % interval, and the paper's",
+        f"{title}: accuracy of each seed with mean and standard deviation; difference with its 95 % interval, and the published one",
         repr(bars),
         lambda: _comparison(title, bars),
     )
@@ -117,7 +117,7 @@ def _comparison(title: str, bars: Sequence[Bar]) -> "Figure":
     right.axvline(0, color=INK, linewidth=1)
     right.set(xlabel="difference to the base row (points)")
     right.errorbar([], [], xerr=[], fmt="D", color=COLOURS[0], capsize=3, label="here, 95 % interval")
-    right.plot([], [], "o", mfc="none", color=COLOURS[1], markersize=8, label="the paper, ImageNet")
+    right.plot([], [], "o", mfc="none", color=COLOURS[1], markersize=8, label="published, ImageNet")
     figure.legend(*right.get_legend_handles_labels(), frameon=False, loc="outside lower right", ncols=2, fontsize=9)
     for axes in (left, right):
         _plain(axes)

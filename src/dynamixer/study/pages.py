@@ -64,7 +64,7 @@ def lines_of(number: int, dataset: str, results: Results) -> list[Line]:
 def table_text(dataset: str, lines: Iterable[Line], results: Results) -> str:
     """As Markdown."""
     out = [
-        "| row | parameters | step | top-1 % (seeds) | difference, 95 % interval | p | the paper's | |",
+        "| row | parameters | step | top-1 % (seeds) | difference, 95 % interval | p | published | |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
