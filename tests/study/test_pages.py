@@ -89,9 +89,9 @@ def test_a_table_says_what_follows_and_whether_the_paper_agrees(tmp_path):
     assert by_row["no_row"].paper == pytest.approx(-3.3)
     text = sentence([*by_row.values()])
     assert text == (
-        "Better than whole: without the column branch (+2.01); worse than whole: without the row branch (-4.99). Against the "
-        "paper: agrees (without the row branch); disagrees (without the column branch); not settled (without the channel branch, "
-        "without reweighting, one operator for rows and columns)."
+        "Better than whole: without the column branch (+2.01); worse than whole: without the row branch (-4.99). "
+        "Against what is published: agrees (without the row branch); disagrees (without the column branch); "
+        "not settled (without the channel branch, without reweighting, one operator for rows and columns)."
     )
 
 

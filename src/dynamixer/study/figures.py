@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KEY = "Description"
+LOOK = 1  # to be raised when plots are to be drawn anew from the same figures
 COLOURS = ("#2563a8", "#c2571a", "#2f855a", "#7b3fa0", "#b7950b", "#0e7490", "#9b2c4b", "#5b6470", "#8a5a2b")
 INK = "#222222"
 Series = Mapping[str, Mapping[float, Sequence[float]]]  # by label: values of the seeds at each place
@@ -42,13 +43,13 @@ class Picture:
     @property
     def digest(self) -> str:
         """Of what is drawn."""
-        return hashlib.sha256(f"{self.caption}\n{self.data}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{LOOK}\n{self.caption}\n{self.data}".encode()).hexdigest()[:16]
 
 
 def comparison(title: str, bars: Sequence[Bar]) -> Picture:
     """Accuracies with their seeds, and differences to the base row beside the paper's."""
     return Picture(
-        f"{title}: accuracy of each seed with mean and standard deviation; difference with its 95 % interval, and the published one",
+        f"{title}: accuracy of each seed, mean and standard deviation; difference with its 95 % interval, and the published one",
         repr(bars),
         lambda: _comparison(title, bars),
     )
@@ -111,8 +112,8 @@ def _comparison(title: str, bars: Sequence[Bar]) -> "Figure":
             right.errorbar(d.mean, place, xerr=error, fmt="D", color=COLOURS[0], capsize=3, markersize=5)
             if bar.paper is not None:
                 right.plot(bar.paper, place, "o", mfc="none", color=COLOURS[1], markersize=8)
-    left.set_yticks(range(len(bars)), [bar.label for bar in bars])
-    left.invert_yaxis()
+    left.set_yticks(range(len(bars)), [bar.label if bar.tops else f"{bar.label} (not run)" for bar in bars])
+    left.set_ylim(len(bars) - 0.5, -0.5)
     left.set(xlabel="top-1 of the test pictures (%)")
     right.axvline(0, color=INK, linewidth=1)
     right.set(xlabel="difference to the base row (points)")

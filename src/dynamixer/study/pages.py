@@ -105,7 +105,7 @@ def sentence(lines: Sequence[Line]) -> str:
     judged = [v for v in known if v.paper is not None]
     if judged:
         said = [(w, [v for v in judged if v.verdict == w]) for w in ("agrees", "disagrees", "not settled", "one seed")]
-        text += f". Against the paper: {'; '.join(f'{word} {_labels(found)}' for word, found in said if found)}"
+        text += f". Against what is published: {'; '.join(f'{word} {_labels(found)}' for word, found in said if found)}"
     missing = len(compared) - len(known)
     return f"{text[0].upper()}{text[1:]}.{f' {missing} rows not yet run.' if missing else ''}"
 
@@ -128,7 +128,7 @@ def contrasts(dataset: str, results: Results) -> str:
         (words, paper, paired(results.tops(dataset, a), results.tops(dataset, b))) for a, b, words, paper in CONTRASTS
     ]
     if not any(difference for *_, difference in found):
-        return "The main comparisons are not yet run."
+        return ""
     corrected = iter(holm([d.p for *_, d in found if d is not None and d.p is not None]))
     out = []
     for words, paper, d in found:
