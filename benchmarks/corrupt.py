@@ -11,7 +11,7 @@ The package wants an old NumPy and others of its time, so this script imports no
     corrupt/bin/python benchmarks/corrupt.py --data cifar10/test.parquet --out cifar10-corrupted
 
 Writes OUT/KIND-SEVERITY.parquet, each the same pictures (--pictures, as many of each class, drawn by --seed) in PNG, as
-`dynamixer eval` reads them, and OUT/about.json. The same arguments give the same pixels. Kinds, severities and pictures are not
+`dynamixer eval` reads them, and OUT/about.json; after a stop it goes on. The same arguments give the same pixels. Kinds, severities and pictures are not
 those of the published CIFAR-10-C: figures are not comparable with it. `dynamixer reproduce --corrupted OUT` measures with them.
 """
 
@@ -81,6 +81,16 @@ def write(path: Path, table: pa.Table, numbers: np.ndarray, pictures: list[bytes
     aside.replace(path)
 
 
+def begin(out: Path, about: dict[str, Any]) -> None:
+    """Note what the folder holds, or see that it is the same: what is there already is not made again."""
+    path = out / "about.json"
+    out.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    elif json.loads(path.read_text(encoding="utf-8")) != about:
+        raise SystemExit(f"{out} was begun with other arguments or packages ({path}): give another --out.")
+
+
 def corruption() -> tuple[list[str], Any]:
     """The names of the package's kinds, and a function (pixels, kind, severity, seed) -> pixels."""
     with warnings.catch_warnings():
@@ -126,20 +136,17 @@ def main() -> None:
     table, labels = read(options.data)
     numbers = chosen(labels, options.pictures, options.seed)
     kinds, run = corruption()
-    options.out.mkdir(parents=True, exist_ok=True)
+    begin(options.out, {"pictures": len(numbers), "seed": options.seed, **{name: version(name) for name in PACKAGES}})
     for kind in kinds:
         for severity in SEVERITIES:
-            seeds = [seed_of(options.seed, kind, severity, int(number)) for number in numbers]
-            pictures = [png(run(pixels_of(table, n), kind, severity, s)) for n, s in zip(numbers, seeds, strict=True)]
-            write(options.out / f"{kind}-{severity}.parquet", table, numbers, pictures)
-            print(f"{kind} {severity}: {len(pictures)} pictures", file=sys.stderr)
-    about = {
-        "pictures": len(numbers),
-        "seed": options.seed,
-        "kinds": kinds,
-        **{name: version(name) for name in PACKAGES},
-    }
-    (options.out / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            path = options.out / f"{kind}-{severity}.parquet"
+            if not path.exists():
+                seeds = [seed_of(options.seed, kind, severity, int(number)) for number in numbers]
+                pictures = [
+                    png(run(pixels_of(table, n), kind, severity, s)) for n, s in zip(numbers, seeds, strict=True)
+                ]
+                write(path, table, numbers, pictures)
+                print(f"{kind} {severity}: {len(pictures)} pictures", file=sys.stderr)
     print(json.dumps({"out": str(options.out), "files": len(kinds) * len(SEVERITIES), "pictures": len(numbers)}))
 
 

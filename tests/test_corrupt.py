@@ -56,6 +56,13 @@ def test_what_is_written_is_a_data_set_with_the_same_labels(corrupt, tmp_path):
         assert (np.asarray(written.picture(place)) == 255 - np.asarray(original.picture(int(number)))).all()
 
 
+def test_a_folder_begun_with_other_arguments_is_a_sentence(corrupt, tmp_path):
+    corrupt.begin(tmp_path / "out", {"seed": 0})
+    corrupt.begin(tmp_path / "out", {"seed": 0})
+    with pytest.raises(SystemExit, match="was begun with other arguments or packages"):
+        corrupt.begin(tmp_path / "out", {"seed": 1})
+
+
 def test_other_tables_are_a_sentence(corrupt, tmp_path):
     picture = io.BytesIO()
     Image.new("RGB", (32, 32)).save(picture, "png")
