@@ -11,8 +11,9 @@ The package wants an old NumPy and others of its time, so this script imports no
     corrupt/bin/python benchmarks/corrupt.py --data cifar10/test.parquet --out cifar10-corrupted
 
 Writes OUT/KIND-SEVERITY.parquet, each the same pictures (--pictures, as many of each class, drawn by --seed) in PNG, as
-`dynamixer eval` reads them, and OUT/about.json; after a stop it goes on. The same arguments give the same pixels. Kinds, severities and pictures are not
-those of the published CIFAR-10-C: figures are not comparable with it. `dynamixer reproduce --corrupted OUT` measures with them.
+`dynamixer eval` reads them, and OUT/about.json; after a stop it goes on. The same arguments give the same pixels. Kinds,
+severities and pictures are not those of the published CIFAR-10-C: figures are not comparable with it.
+`dynamixer reproduce --corrupted OUT` measures with them.
 """
 
 import argparse
