@@ -192,7 +192,16 @@ def test_a_child_ends_with_its_queue(tmp_path):
 
 
 def reproduce(work, results, *words):
-    command = [sys.executable, "-m", "dynamixer", "reproduce", "--cifar10", EMBEDDED, "--only", "cifar10-static*-seed0"]
+    command = [
+        sys.executable,
+        "-m",
+        "dynamixer",
+        "reproduce",
+        "--cifar10",
+        EMBEDDED,
+        "--only",
+        "cifar10-stati*[cn]-seed0",
+    ]
     command += ["--work", str(work), "--results", str(results), "--jobs", "2", *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -200,7 +209,7 @@ def reproduce(work, results, *words):
 @pytest.mark.heavy
 @pytest.mark.timeout(900)
 def test_killed_stopped_and_gone_on_with_gives_the_results_of_an_undisturbed_one(tmp_path):
-    words = [*TINY, "epochs=8", "checkpoint_every=1"]
+    words = [*TINY, "epochs=5", "checkpoint_every=1"]
     undisturbed = reproduce(tmp_path / "work", tmp_path / "results", *words)
     _, said = undisturbed.communicate(timeout=400)
     assert undisturbed.returncode == 0, said
@@ -218,14 +227,13 @@ def test_killed_stopped_and_gone_on_with_gives_the_results_of_an_undisturbed_one
     time.sleep(2)
     assert {path: path.stat().st_mtime for path in work.rglob("*")} == before
 
-    stopped = reproduce(work, results, *words, "--minutes", "0.3", "--json")
-    out, said = stopped.communicate(timeout=200)
+    stopped = reproduce(work, results, *words, "--minutes", "0.1")  # that may be before or after a run is done
+    _, said = stopped.communicate(timeout=200)
     assert stopped.returncode == 0, said
-    assert json.loads(out)["left"] > 0
     resumed = reproduce(work, results, *words)
     _, said = resumed.communicate(timeout=400)
     assert resumed.returncode == 0, said
-    assert "after epoch" in said
+    assert any("resuming after step" in log.read_text() for log in work.glob("*.log"))
 
     for name in ("epochs.csv", "sizes.csv"):
         assert (results / name).read_bytes() == (tmp_path / "results" / name).read_bytes()
