@@ -23,6 +23,7 @@ from dynamixer.cli.export import export
 from dynamixer.cli.models import models
 from dynamixer.cli.predict import predict
 from dynamixer.cli.push import push
+from dynamixer.cli.reproduce import reproduce
 from dynamixer.cli.serve import serve
 from dynamixer.cli.train import train
 
@@ -40,7 +41,7 @@ def cli() -> None:
     """
 
 
-for command in (train, evaluate, predict, explain, serve, export, push, bench, models, data):
+for command in (train, evaluate, predict, explain, serve, export, push, bench, models, data, reproduce):
     cli.add_command(command)
 
 

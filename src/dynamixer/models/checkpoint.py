@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import dynamixer.models.dynamixer  # registers the models with timm
+import dynamixer.models.peers  # and the peers of the study
 from dynamixer.data.preprocess import Preprocessing
 from dynamixer.errors import RunError, UserError, did_you_mean
 from dynamixer.files import whole_file

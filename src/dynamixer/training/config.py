@@ -40,6 +40,7 @@ class TrainConfig:
     model: str = _key("dynamixer_nano", "any model name of `dynamixer models` or of timm")
     model_args: dict[str, Any] = _key({}, "options of the model; on the command line model.softmax=false and so on")
     weights: str | None = _key(None, "start from the weights of this run folder or checkpoint (recipe finetune)")
+    freeze: str | None = _key(None, "parameters that stay as they are: a pattern of names, such as *.generate.*")
     size: int | None = _key(None, "picture size in pixels (default: the model's own)")
     sizes: tuple[int, ...] = _key((), "train with mixed sizes, one drawn for each batch, such as [48,64,80,96]")
     epochs: int = _key(10, "passes over the training pictures")

@@ -55,6 +55,41 @@ def imagenette_tiny() -> TrainConfig:
     )
 
 
+def study_cifar10() -> TrainConfig:
+    """The study's rows (docs/evidence.md) on CIFAR-10: `dynamixer train study_cifar10 --data cifar10/train.parquet`.
+
+    A few epochs, the same for every row; `dynamixer reproduce` runs them all.
+    """
+    return TrainConfig(
+        data="CIFAR10",
+        model="dynamixer_nano",
+        epochs=3,
+        batch_size=64,
+        lr=2e-3,
+        warmup_epochs=0.5,
+        crop="pad",
+        kernel="auto",
+    )
+
+
+def study_imagenette() -> TrainConfig:
+    """The study's rows on photographs: `dynamixer train study_imagenette --data imagenette128/train.parquet`.
+
+    See study_cifar10.
+    """
+    return TrainConfig(
+        data="imagenette128",
+        model="dynamixer_tiny",
+        size=112,
+        epochs=6,
+        batch_size=64,
+        lr=1e-3,
+        warmup_epochs=1,
+        crop="rrc",
+        kernel="auto",
+    )
+
+
 def imagenet_s() -> TrainConfig:
     """dynamixer_s on ImageNet-1K as the paper trains it (82.7 % there): `torchrun ... train imagenet_s --data D`, 8 GPUs.
 
@@ -168,7 +203,18 @@ def ablate(row: str, base: str = "imagenet_s") -> TrainConfig:
 
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
-    f.__name__: f for f in (fashion_nano, cifar10_nano, imagenette_tiny, imagenet_s, imagenet_m, imagenet_l, finetune)
+    f.__name__: f
+    for f in (
+        fashion_nano,
+        cifar10_nano,
+        imagenette_tiny,
+        study_cifar10,
+        study_imagenette,
+        imagenet_s,
+        imagenet_m,
+        imagenet_l,
+        finetune,
+    )
 }
 
 

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Generator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,24 @@ def build_network(config: TrainConfig, classes: int) -> Network:
             raise UserError(f"{name} has no gradient checkpointing: leave grad_checkpointing out.")
         network: Any = model
         network.set_grad_checkpointing(True)
+    if config.freeze is not None:
+        _freeze(model, name, config.freeze)
     return Network(model, name, args, preprocessing, [(s, s) for s in config.sizes] or [preprocessing.size])
+
+
+def _freeze(model: nn.Module, name: str, pattern: str) -> None:
+    """Leave the parameters whose names fit the pattern out of training."""
+    every = dict(model.named_parameters())
+    frozen = [key for key in every if fnmatchcase(key, pattern)]
+    if not frozen:
+        raise UserError(
+            f"freeze={pattern} fits no parameter of {name}: their names are like {list(every)[len(every) // 2]}."
+        )
+    if len(frozen) == len(every):
+        raise UserError(f"freeze={pattern} fits every parameter of {name}, which leaves nothing to train.")
+    for key in frozen:
+        every[key].requires_grad_(False)
+    log(f"frozen: {sum(every[key].numel() for key in frozen):,} parameters in {len(frozen)} tensors that fit {pattern}")
 
 
 def _build(config: TrainConfig, args: dict[str, Any]) -> nn.Module:

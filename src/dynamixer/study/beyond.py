@@ -1,0 +1,204 @@
+"""Table 6 of the page: what the paper does not have. Less data, other sizes, corrupted pictures, how dynamic the matrices are."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from dynamixer.study.figures import Picture, series
+from dynamixer.study.measure import KINDS, PICTURES, SEVERITIES, SIZES, parts_of
+from dynamixer.study.results import Line, Results
+from dynamixer.study.rows import DATASETS, MAIN, PEERS, ROWS, SCARCE, TABLES, config_of, runs
+from dynamixer.study.statistics import paired, spread
+from dynamixer.study.words import NOT_RUN, interval_text, spread_text
+
+NATIVE = 32
+SHARES = (100, 30, 10)
+GROUPS = {"noise": KINDS[:4], "blur": KINDS[4:9], "weather": (*KINDS[9:13], "spatter"), "digital": KINDS[13:18]}
+FASTER = 3.5  # times as many pictures a second in evaluation as in training
+BySeed = dict[int, float]
+
+
+def block(results: Results) -> tuple[str, dict[str, Picture]]:
+    """The text of the table's four parts, and their pictures."""
+    parts = (_less_data(results), _other_sizes(results), _corrupted(results), *(_depth(results, d) for d in DATASETS))
+    return "\n\n".join(text for text, _ in parts), {
+        name: picture for _, some in parts for name, picture in some.items()
+    }
+
+
+def evaluation_hours() -> float:
+    """Of two cores, for all pictures that are read without training on them."""
+    pictures = 0.0
+    for run in runs():
+        held, test = (5_000, 10_000) if run.dataset == "cifar10" else (947, 3_925)
+        parts = parts_of(run, corrupted=True)
+        read: float = config_of(run, "").epochs * held + test
+        read += test * sum((size / NATIVE) ** 2 for size in SIZES) if "sizes" in parts else 0
+        read += 1_000 * len(KINDS) * len(SEVERITIES) if "corrupted" in parts else 0
+        pictures += read / DATASETS[run.dataset].rate
+    return pictures / FASTER / 2 / 3600
+
+
+def _part(heading: str, text: str) -> str:
+    return f"### {heading}\n\n{text}"
+
+
+def _table(head: Sequence[object], lines: Sequence[Sequence[str]]) -> str:
+    rows = [[str(cell) for cell in head], ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cells(found: Mapping[float, BySeed], places: Sequence[float]) -> list[str]:
+    return [spread_text(spread(list(found[p].values())) if found.get(p) else None) for p in places]
+
+
+def _values(every: Mapping[str, Mapping[float, BySeed]]) -> dict[str, dict[float, list[float]]]:
+    """What a plot shows: labels for rows, and no empty ones."""
+    by_label = {
+        ROWS[row].label: {place: list(seeds.values()) for place, seeds in found.items() if seeds}
+        for row, found in every.items()
+    }
+    return {label: found for label, found in by_label.items() if found}
+
+
+def _against(words: str, ours: BySeed, theirs: BySeed) -> str:
+    """A difference in words, or that it is not known."""
+    difference = paired(ours, theirs)
+    if difference is None:
+        return f"{words}: {NOT_RUN}"
+    says = "" if difference.low is None else ", settled" if difference.sign else ", not settled"
+    return f"{words}: {interval_text(difference)} points{says}"
+
+
+def _less_data(results: Results) -> tuple[str, dict[str, Picture]]:
+    heading = "Less data"
+    found = {row: {float(s): results.tops("cifar10", row, s) for s in SHARES} for row in SCARCE}
+    if not any(seeds for row in found.values() for share, seeds in row.items() if share < 100):
+        return _part(heading, "Not yet run."), {}
+    steps = config_of(runs()[0], "")
+    count = DATASETS["cifar10"].pictures * steps.epochs // steps.batch_size
+    name = "evidence-6-data.png"
+    picture = series("Less data, the same number of steps", "training pictures (%)", "top-1 (%)", _values(found))
+    lines = [[ROWS[row].label, *_cells(v, SHARES)] for row, v in found.items()]
+    says = "; ".join(
+        _against(f"at {share} %", found["dynamic"][share], found["static"][share]) for share in map(float, SHARES)
+    ).replace(".0 %", " %")
+    text = (
+        f"Top-1 in % after about {count:,} steps, whatever the number of pictures.\n\n"
+        f"{_table(['row', *(f'{s} %' for s in SHARES)], lines)}\n\n![{picture.caption}](images/{name})\n\n"
+        f"Dynamic less static, with the softmax, {says}."
+    )
+    return _part(heading, text), {name: picture}
+
+
+def _other_sizes(results: Results) -> tuple[str, dict[str, Picture]]:
+    heading = "Other sizes at test time"
+    found: dict[str, dict[float, BySeed]] = {}
+    for row in MAIN:
+        lines = results.of("sizes", "cifar10", row)
+        by_size = {float(s): {v["seed"]: v["top1"] for v in lines if v["size"] == s} for s in SIZES}
+        measured = {seed for seeds in by_size.values() for seed in seeds}
+        by_size[float(NATIVE)] = {s: top for s, top in results.tops("cifar10", row).items() if s in measured}
+        found[row] = by_size
+    sizes = sorted((*SIZES, NATIVE))
+    if not any(seeds for row in found.values() for seeds in row.values()):
+        return _part(heading, "Not yet run."), {}
+    name = "evidence-6-sizes.png"
+    picture = series("Other sizes at test time", "side of the test pictures (px)", "top-1 (%)", _values(found))
+    table = _table(
+        ["row", *(f"{s} px" for s in sizes)], [[ROWS[row].label, *_cells(v, sizes)] for row, v in found.items()]
+    )
+    worst = "; ".join(
+        _against(f"at {size} px", found["dynamic"][float(size)], found["static"][float(size)]) for size in (24, 48)
+    )
+    text = (
+        f"Top-1 in %, trained at {NATIVE} px only; the pictures are scaled, which adds no detail to them.\n\n{table}\n\n"
+        f"![{picture.caption}](images/{name})\n\nDynamic less static, with the softmax, {worst}."
+    )
+    return _part(heading, text), {name: picture}
+
+
+def _mean_error(lines: Sequence[Line], kinds: Sequence[str], severities: Sequence[int]) -> BySeed:
+    """The plain mean over kinds and severities, by seed."""
+    seeds = sorted({v["seed"] for v in lines})
+    return {
+        seed: statistics.fmean(
+            v["error"] for v in lines if v["seed"] == seed and v["kind"] in kinds and v["severity"] in severities
+        )
+        for seed in seeds
+    }
+
+
+def _corrupted(results: Results) -> tuple[str, dict[str, Picture]]:
+    heading = "Corrupted pictures"
+    lines = {row: results.of("corrupted", "cifar10", row) for row in MAIN + PEERS}
+    if not any(lines.values()):
+        return _part(heading, "Not yet run."), {}
+    every = {row: _mean_error(v, KINDS, SEVERITIES) for row, v in lines.items()}
+    table = []
+    for row, found in lines.items():
+        clean = {seed: 100 - top for seed, top in results.tops("cifar10", row).items() if seed in every[row]}
+        groups = [_mean_error(found, kinds, SEVERITIES) for kinds in GROUPS.values()]
+        cells = [spread_text(spread(list(v.values())) if v else None) for v in (clean, every[row], *groups)]
+        table.append([ROWS[row].label, *cells])
+    by_severity = {row: {float(s): _mean_error(v, KINDS, [s]) for s in SEVERITIES} for row, v in lines.items()}
+    name = "evidence-6-corrupted.png"
+    picture = series("Corrupted test pictures, mean of 19 kinds", "severity", "error (%)", _values(by_severity))
+    says = "; ".join(
+        _against(words, every[a], every[b])
+        for words, a, b in (("with the softmax", "dynamic", "static"), ("without it", "dynamic_plain", "static_plain"))
+    )
+    text = (
+        "Error in %, the plain mean over kinds and severities; not comparable with the published CIFAR-10-C.\n\n"
+        f"{_table(['row', 'clean test pictures', 'corrupted', *GROUPS], table)}\n\n![{picture.caption}](images/{name})\n\n"
+        f"Error of dynamic less that of static matrices, {says}."
+    )
+    return _part(heading, text), {name: picture}
+
+
+def _depth(results: Results, dataset: str) -> tuple[str, dict[str, Picture]]:
+    heading = f"How dynamic the matrices are, {DATASETS[dataset].title.partition(',')[0]}"
+    every = {row: results.of("depth", dataset, row) for row in TABLES[1].rows}
+    every = {row: lines for row, lines in every.items() if lines}
+    if not every:
+        return _part(heading, "Not yet run."), {}
+    blocks = sorted({v["block"] for lines in every.values() for v in lines})
+    keys = ("dynamic", "change", "entropy")
+    figures = {key: {row: _by_block(lines, key) for row, lines in every.items()} for key in keys}
+    whole = {key: {row: _mean(found.values()) for row, found in figures[key].items()} for key in keys}
+    table = [
+        [
+            ROWS[row].label,
+            *(f"{_mean([figures['dynamic'][row][float(b)]]):.2f}" for b in blocks),
+            *(f"{whole[key][row]:.2f}" for key in keys),
+        ]
+        for row in every
+    ]
+    name = f"evidence-6-depth{'' if dataset == 'cifar10' else f'-{dataset}'}.png"
+    title = "Part of the matrices that changes with the picture"
+    picture = series(title, "block", "dynamic, 0 to 1", _values(figures["dynamic"]))
+    found = whole["dynamic"]
+    most, least = max(found, key=lambda row: found[row]), min(found, key=lambda row: found[row])
+    head = ["row", *(f"block {b}" for b in blocks), *(f"{key}, all" for key in keys)]
+    text = (
+        f"Over {PICTURES} test pictures, means over rows and columns of the grid and over seeds: the part of what tells the\n"
+        "matrices apart from plain averaging that changes with the picture (`dynamic`, by block and over all), how far a weight\n"
+        "usually moves in units of an even weight (`change`), and how even the weights are (`entropy`, 1 for even).\n\n"
+        f"{_table(head, table)}\n\n![{picture.caption}](images/{name})\n\n"
+        f"Averaged over blocks, most of it changes with the picture for {ROWS[most].label} ({found[most]:.2f}), least for "
+        f"{ROWS[least].label} ({found[least]:.2f})."
+    )
+    return _part(heading, text), {name: picture}
+
+
+def _by_block(lines: Sequence[Line], key: str) -> dict[float, BySeed]:
+    """The mean over axes, by block and seed."""
+    places = sorted({(v["block"], v["seed"]) for v in lines})
+    found: dict[float, BySeed] = {}
+    for number, seed in places:
+        some = [v[key] for v in lines if (v["block"], v["seed"]) == (number, seed)]
+        found.setdefault(float(number), {})[seed] = statistics.fmean(some)
+    return found
+
+
+def _mean(every: Iterable[BySeed]) -> float:
+    return statistics.fmean(value for seeds in every for value in seeds.values())

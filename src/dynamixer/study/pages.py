@@ -1,0 +1,215 @@
+"""The tables and sentences of docs/evidence.md, from the results."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dynamixer.errors import UserError
+from dynamixer.files import write_text
+from dynamixer.study import beyond
+from dynamixer.study.figures import Bar, Picture, comparison, write_pictures
+from dynamixer.study.results import Results
+from dynamixer.study.rows import BASE, BEYOND, DATASETS, MAIN, ROWS, TABLES, pictures_of, runs
+from dynamixer.study.statistics import Difference, Spread, holm, paired, spread
+from dynamixer.study.words import NOTHING, interval_text, share_of, signed, spread_text
+
+# The comparisons named before the runs, with the paper's difference: one row less another.
+CONTRASTS = (
+    ("dynamic", "static", "dynamic against static matrices, with the softmax", 1.2),
+    ("dynamic_plain", "static_plain", "dynamic against static matrices, without the softmax", None),
+    ("dynamic_plain", "dynamic", "without against with the softmax, dynamic matrices", None),
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table: accuracies by seed, and what follows from them."""
+
+    row: str
+    label: str
+    tops: dict[int, float]
+    difference: Difference | None  # to the first row, on common seeds
+    paper: float | None  # the paper's difference
+
+    @property
+    def spread(self) -> Spread | None:
+        """Of the accuracies."""
+        return spread(list(self.tops.values())) if self.tops else None
+
+    @property
+    def verdict(self) -> str:
+        """Whether the difference is on the paper's side of zero."""
+        if self.row == BASE or self.difference is None or self.paper is None:
+            return NOTHING
+        if not self.difference.sign:
+            return "one seed" if self.difference.low is None else "not settled"
+        return "agrees" if self.difference.sign * self.paper > 0 else "disagrees"
+
+
+def lines_of(number: int, dataset: str, results: Results) -> list[Line]:
+    """The rows of a table on a dataset."""
+    table = TABLES[number]
+    base = results.tops(dataset, BASE)
+    found = []
+    for row, paper in table.rows.items():
+        if dataset != "cifar10" and row not in MAIN:
+            continue
+        tops, theirs = results.tops(dataset, row), table.rows[BASE]
+        difference = paired(tops, base) if row != BASE else None
+        gap = None if paper is None or theirs is None else round(paper - theirs, 1)
+        found.append(Line(row, table.labels.get(row, ROWS[row].label), tops, difference, gap))
+    return found
+
+
+def table_text(dataset: str, lines: Iterable[Line], results: Results) -> str:
+    """As Markdown."""
+    out = [
+        "| row | parameters | step | top-1 % (seeds) | difference, 95 % interval | p | published | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        time = results.time(dataset, line.row)
+        trained = results.of("runs", dataset, line.row)
+        size = trained[0]["parameters"] if trained else time["parameters"] if time else None
+        is_base = line.row == BASE
+        cells = [
+            line.label,
+            NOTHING if size is None else f"{size:,}",
+            NOTHING if time is None else f"{time['ratio']:.2f}x",
+            spread_text(line.spread),
+            NOTHING if line.difference is None else interval_text(line.difference),
+            NOTHING if line.difference is None or line.difference.p is None else _p(line.difference.p),
+            NOTHING if line.paper is None or is_base else signed(line.paper, 1),
+            line.verdict,
+        ]
+        out.append(f"| {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def sentence(lines: Sequence[Line]) -> str:
+    """What a table says, and whether it agrees with the paper."""
+    compared = [line for line in lines if line.row != BASE]
+    known = [line for line in compared if line.difference is not None]
+    if not known:
+        return "Not yet run."
+    sides = {1: [v for v in known if _sign(v) > 0], -1: [v for v in known if _sign(v) < 0]}
+    base = next((line.label for line in lines if line.row == BASE), BASE)
+    parts = [
+        f"{word} than {base}: {_named(found)}" for word, found in (("better", sides[1]), ("worse", sides[-1])) if found
+    ]
+    text = "; ".join(parts) or f"no difference to {base} is settled"
+    judged = [v for v in known if v.paper is not None]
+    if judged:
+        said = [(w, [v for v in judged if v.verdict == w]) for w in ("agrees", "disagrees", "not settled", "one seed")]
+        text += f". Against what is published: {'; '.join(f'{word} {_labels(found)}' for word, found in said if found)}"
+    missing = len(compared) - len(known)
+    return f"{text[0].upper()}{text[1:]}.{f' {missing} rows not yet run.' if missing else ''}"
+
+
+def _sign(line: Line) -> int:
+    return line.difference.sign if line.difference else 0
+
+
+def _named(lines: list[Line]) -> str:
+    return ", ".join(f"{v.label} ({signed(v.difference.mean)})" for v in lines if v.difference)
+
+
+def _labels(lines: list[Line]) -> str:
+    return f"({', '.join(v.label for v in lines)})"
+
+
+def contrasts(dataset: str, results: Results) -> str:
+    """The comparisons named before the runs; on CIFAR-10, where they are the main ones, corrected by Holm."""
+    found = [
+        (words, paper, paired(results.tops(dataset, a), results.tops(dataset, b))) for a, b, words, paper in CONTRASTS
+    ]
+    if not any(difference for *_, difference in found):
+        return ""
+    corrected = iter(holm([d.p for *_, d in found if d is not None and d.p is not None]))
+    out = []
+    for words, paper, d in found:
+        if d is None:
+            out.append(f"- {words}: not yet run")
+            continue
+        p = f", p {_p(next(corrected))}" if d.p is not None else ""
+        says = "by one seed" if d.low is None else ("", "settled", "settled")[d.sign] or "not settled"
+        of_paper = ""
+        if paper is not None:
+            agrees = "agrees" if d.sign * paper > 0 else "disagrees" if d.sign else "leaves it open"
+            of_paper = f"; the paper has {signed(paper, 1)}, this {agrees}"
+        out.append(
+            f"- {words}: {interval_text(d)} points over {d.seeds} seed{'s' * (d.seeds > 1)}{p}: {says}{of_paper}"
+        )
+    return "\n".join(["Main comparisons, p-values corrected by Holm's method:", "", *out])
+
+
+def plan() -> str:
+    """What all of it costs, by the rates that were measured before."""
+    counted, out, hours = pictures_of(runs()), [], 0.0
+    for part, (count, seen, epochs) in counted.items():
+        dataset = DATASETS[part.partition(",")[0]]
+        took = seen / dataset.rate / 2 / 3600
+        hours += took
+        title = "the same with 30 % and 10 % of the pictures" if "," in part else dataset.title
+        out.append(f"| {title} | {count} | {', '.join(map(str, sorted(epochs)))} | {seen:,} | {took:.1f} |")
+    read = beyond.evaluation_hours()
+    out.append(f"| held-out, test, corrupted and rescaled pictures | | | | {read:.1f} |")
+    out.append(f"| all | {len(runs())} | | | {hours + read:.1f} |")
+    return "\n".join(["| what | runs | epochs | training pictures seen | hours |", "|---|---|---|---|---|", *out])
+
+
+def blocks(results: Results) -> tuple[dict[str, str], dict[str, Picture]]:
+    """The generated parts of the page by their marks, and the pictures that they show by file name."""
+    text, pictures = {"plan": plan()}, {}
+    for number in TABLES:
+        parts = []
+        for dataset in ("cifar10", "imagenette") if number == 1 else ("cifar10",):
+            lines = lines_of(number, dataset, results)
+            done, all_of_it = share_of(results, [run for run in runs(number) if run.dataset == dataset])
+            parts.append(f"{DATASETS[dataset].title}; {done} of {all_of_it} runs are done.")
+            if done:
+                name = f"evidence-{number}{'-imagenette' if dataset != 'cifar10' else ''}.png"
+                pictures[name] = _drawn(number, dataset, lines)
+                parts += [table_text(dataset, lines, results), f"![{pictures[name].caption}](images/{name})"]
+            parts.append(contrasts(dataset, results) if number == 1 else "")
+            parts.append(sentence(lines))
+        text[str(number)] = "\n\n".join(part for part in parts if part)
+    text[str(BEYOND)], more = beyond.block(results)
+    return text, pictures | more
+
+
+def _drawn(number: int, dataset: str, lines: Sequence[Line]) -> Picture:
+    bars = [Bar(v.label, tuple(v.tops.values()), v.difference, v.paper) for v in lines]
+    return comparison(f"{TABLES[number].title}, {DATASETS[dataset].title.partition(',')[0]}", bars)
+
+
+def write_page(docs: Path, results: Results) -> list[Path]:
+    """Write the generated parts of DOCS/evidence.md, and its pictures into DOCS/images.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: there is no such page, or it has no place for a part.
+    """
+    path = docs / "evidence.md"
+    try:
+        page = path.read_text(encoding="utf-8")
+    except OSError:
+        raise UserError(f"there is no {path}: --pages takes the folder of the page, docs.") from None
+    text, pictures = blocks(results)
+    for mark, part in text.items():
+        start, found, rest = page.partition(f"<!-- study: {mark} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not found or not end:
+            raise UserError(
+                f"{path} has no place for the study's part {mark}: `<!-- study: {mark} -->` to `<!-- end -->`."
+            )
+        page = f"{start}{found}{part}\n{end}{after}"
+    written = write_pictures(docs / "images", pictures)
+    write_text(path, page)
+    return [path, *written]

@@ -1,0 +1,36 @@
+"""How the page writes figures."""
+
+from collections.abc import Iterable
+
+from dynamixer.study.results import Results
+from dynamixer.study.rows import Run
+from dynamixer.study.statistics import Difference, Spread
+
+NOTHING = "\N{EN DASH}"
+NOT_RUN = "not run"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """With its sign."""
+    return f"{value:+.{digits}f}"
+
+
+def spread_text(found: Spread | None, digits: int = 2) -> str:
+    """Mean, deviation, and the number of seeds."""
+    if found is None:
+        return NOT_RUN
+    deviation = "" if found.deviation is None else f" ± {found.deviation:.{digits}f}"
+    return f"{found.mean:.{digits}f}{deviation} ({found.seeds})"
+
+
+def interval_text(d: Difference) -> str:
+    """A difference with its interval, where it has one."""
+    return (
+        signed(d.mean) if d.low is None or d.high is None else f"{signed(d.mean)} [{signed(d.low)}, {signed(d.high)}]"
+    )
+
+
+def share_of(results: Results, every: Iterable[Run]) -> tuple[int, int]:
+    """How many of these runs are finished, and how many there are."""
+    wanted = list(every)
+    return sum(results.has(run, "runs") for run in wanted), len(wanted)

@@ -1,0 +1,138 @@
+"""The page: what the repository's says is what its results give, and what made-up results give says the right thing."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dynamixer import UserError
+from dynamixer.study import beyond
+from dynamixer.study.figures import drawn
+from dynamixer.study.measure import KINDS, SEVERITIES, SIZES, parts_of
+from dynamixer.study.pages import blocks, contrasts, lines_of, sentence, write_page
+from dynamixer.study.results import Results
+from dynamixer.study.rows import Run, config_of, protocol, runs
+from dynamixer.study.words import NOTHING
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/evidence.md"
+
+
+def parts(page):
+    return dict(re.findall(r"<!-- study: (\w+) -->\n(.*?)\n<!-- end -->", page, re.DOTALL))
+
+
+def test_the_page_is_its_results():
+    results = Results(ROOT / "benchmarks/results/study")
+    results.check({run: protocol(run, config_of(run, "")) for run in runs()})
+    text, pictures = blocks(results)
+    assert parts(PAGE.read_text(encoding="utf-8")) == text
+    for name, picture in pictures.items():
+        assert drawn(ROOT / "docs/images" / name) == picture.digest, f"{name}: dynamixer reproduce --pages docs"
+    assert {path.name for path in (ROOT / "docs/images").glob("evidence-*")} == set(pictures)
+
+
+def made_up(folder, tops, wanted):
+    """Results in which a row's accuracy is by its name, or 60, and seeds differ a little."""
+    results = Results(folder)
+    for run in wanted:
+        top = tops.get(run.row, 60.0) + 0.1 * run.seed + (0.03 * (run.seed % 2) if run.row != "dynamic" else 0)
+        line = {
+            "protocol": "x", "epochs": 3, "parameters": 916_490, "val_top1": top, "test_top1": round(top, 2), "test_loss": 1,
+            "hours": 0.2, "threads": 1, "cpu": "c", "torch": "2", "commit": "",
+        }  # fmt: skip
+        found = {
+            "runs": [line],
+            "sizes": [{"size": size, "top1": top - 5} for size in SIZES],
+            "depth": [
+                {"block": b, "axis": axis, "dynamic": 0.25 * b, "change": 0.5, "entropy": 0.75}
+                for b in (0, 1)
+                for axis in ("row", "column")
+            ],
+            "corrupted": [{"kind": kind, "severity": s, "error": 30.0 + 5 * s} for kind in KINDS for s in SEVERITIES],
+        }
+        results.add(run, {part: found[part] for part in parts_of(run, corrupted=True)})
+    return Results(folder)
+
+
+def test_nothing_run_is_said(tmp_path):
+    text, pictures = blocks(Results(tmp_path))
+    assert not pictures
+    assert all("Not yet run." in text[str(number)] for number in range(1, 7))
+
+
+def test_a_stop_leaves_tables_that_say_what_is_there(tmp_path):
+    results = made_up(tmp_path, {"static": 58.0}, runs()[:22])
+    text, pictures = blocks(results)
+    assert "22 of 44 runs are done." in text["1"]
+    table = text["1"].replace(NOTHING, "?")
+    assert "| dense | ? | ? | not run | ? | ? | -1.3 | ? |" in table
+    assert "| dynamic + static | 916,490 | ? | 60.00 (1) | +0.00 | ? | ? | ? |" in table
+    assert "6 rows not yet run." in text["1"]
+    assert text["2"].startswith("CIFAR-10, 32 px, dynamixer_nano; 5 of 14 runs are done.")
+    assert "Less data\n\nNot yet run." in text["6"]
+    assert set(pictures) == {
+        *(f"evidence-{number}.png" for number in range(1, 6)),
+        *(f"evidence-6-{name}.png" for name in ("sizes", "corrupted", "depth")),
+    }  # fmt: skip
+
+
+def test_a_table_says_what_follows_and_whether_the_paper_agrees(tmp_path):
+    results = made_up(tmp_path, {"no_row": 55.0, "no_column": 62.0, "no_channel": 60.01}, runs(4))
+    by_row = {line.row: line for line in lines_of(4, "cifar10", results)}
+    assert by_row["no_row"].verdict == "agrees"
+    assert by_row["no_column"].verdict == "disagrees"
+    assert by_row["no_channel"].verdict == "not settled"
+    assert by_row["dynamic"].verdict == NOTHING
+    assert by_row["no_row"].paper == pytest.approx(-3.3)
+    text = sentence([*by_row.values()])
+    assert text == (
+        "Better than whole: without the column branch (+2.01); worse than whole: without the row branch (-4.99). "
+        "Against what is published: agrees (without the row branch); disagrees (without the column branch); "
+        "not settled (without the channel branch, without reweighting, one operator for rows and columns)."
+    )
+
+
+def test_the_main_comparisons_are_corrected(tmp_path):
+    results = made_up(tmp_path, {"static": 58.0, "static_plain": 60.0, "dynamic_plain": 63.0}, runs(1))
+    first, second, third = contrasts("cifar10", results).splitlines()[2:]
+    assert first.startswith("- dynamic against static matrices, with the softmax: +1.99 [")
+    assert first.endswith("settled; the paper has +1.2, this agrees")
+    assert "over 5 seeds, p < 0.001: settled" in second
+    assert third.startswith("- without against with the softmax, dynamic matrices: +3.01 [")
+
+
+def test_beyond_the_paper(tmp_path):
+    text, pictures = beyond.block(made_up(tmp_path, {}, runs(6) + runs(1)))
+    assert "| dynamic | 39.90 ± 0.10 (3) | 45.00 ± 0.00 (3) |" in text
+    assert "| dynamic | 0.00 | 0.25 | 0.12 | 0.50 | 0.75 |" in text
+    assert "| dynamic | 60.20 ± 0.16 (5) | 60.10 ± 0.10 (3) | 60.10 ± 0.10 (3) |" in text
+    assert "| dynamic | 55.10 ± 0.10 (3) | 55.10 ± 0.10 (3) | 60.10 ± 0.10 (3) | 55.10" in text
+    assert len(pictures) == 5
+
+
+def test_pictures_are_written_once_and_again_when_they_change(tmp_path):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    shutil.copy(PAGE, docs)
+    results = made_up(tmp_path / "results", {}, [*runs(2)[:2], Run("cifar10", "static", 0)])
+    written = write_page(docs, results)
+    assert {path.name for path in written} >= {"evidence.md", "evidence-2.png", "evidence-6-sizes.png"}
+    for path in written[1:]:
+        with Image.open(path) as picture:
+            assert picture.size[0] > 600
+            assert len(picture.convert("L").getcolors()) > 20  # something is drawn
+    assert [path.name for path in write_page(docs, results)] == ["evidence.md"]
+    assert "evidence-2.png" in (docs / "evidence.md").read_text()
+    more = made_up(tmp_path / "results", {"dynamic": 70.0}, runs(2)[:2])
+    assert "evidence-2.png" in {path.name for path in write_page(docs, more)}
+
+
+def test_a_page_without_a_place_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"there is no .*evidence.md: --pages takes the folder of the page"):
+        write_page(tmp_path, Results(tmp_path))
+    (tmp_path / "evidence.md").write_text("<!-- study: plan -->\n<!-- end -->\n")
+    with pytest.raises(UserError, match="has no place for the study's part 1"):
+        write_page(tmp_path, Results(tmp_path))

@@ -1,0 +1,242 @@
+"""The queue: stopped, killed, gone on with, with failing runs. Most tests with children that take no time, one with real ones."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dynamixer import UserError
+from dynamixer.study import queue
+from dynamixer.study.jobs import Place, place_of
+from dynamixer.study.queue import locked, study
+from dynamixer.study.results import Results
+from dynamixer.study.rows import Run, runs
+
+ROOT = Path(__file__).parents[2]
+WANTED = [Run("cifar10", row, seed) for seed in (0, 1) for row in ("dynamic", "static", "dense")]
+EMBEDDED = "fashion-mnist-mini"
+TINY = [
+    "model.patch_size=8", "model.depths=[1,1]", "model.dims=[16,32]", "model.segments=[2,4]", "limit_train=128",
+    "batch_size=32", "warmup_epochs=0", "kernel=off", "holdout=0.02",
+]  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setattr(queue, "CHILD", (str(Path(__file__).with_name("fake_child.py")),))
+    monkeypatch.setattr(queue, "POLL", 0.02)
+    return Place(tmp_path / "work", {"cifar10": EMBEDDED}, {"cifar10": EMBEDDED})
+
+
+def go(place, results, wanted=WANTED, *, minutes=1, side_by_side=2, words=()):
+    return study(place, results, wanted, minutes=minutes, side_by_side=side_by_side, words=words)
+
+
+def lines(results, name="runs"):
+    return list(csv.DictReader((results / f"{name}.csv").read_text().splitlines()))
+
+
+def test_all_is_done_and_written_down(place, tmp_path):
+    results = tmp_path / "results"
+    outcome = go(place, results)
+    assert (outcome.done, outcome.left, outcome.failed, outcome.finished) == (6, 0, [], 6)
+    assert outcome.without == ["--imagenette", "--corrupted"]
+    first = lines(results)[0]
+    assert (first["dataset"], first["row"], first["seed"], first["share"]) == ("cifar10", "dense", "0", "100")
+    assert (first["epochs"], first["parameters"], first["test_top1"], first["test_loss"]) == ("3", "7", "60.5", "1.0")
+    assert (first["val_top1"], first["hours"], first["torch"]) == ("50.667", "0.03", "2")
+    assert first["threads"] == str(max(1, queue.cores() // 2))
+    assert len(lines(results, "epochs")) == 18
+    assert {line["row"] for line in lines(results, "sizes")} == {"dynamic", "static"}
+    assert {line["row"] for line in lines(results, "depth")} == {"dynamic", "dense"}  # static matrices do not change
+    assert not list(place.work.glob("*/checkpoints"))
+    assert go(place, results).done == 0
+
+
+def test_the_order_is_the_one_asked_for(place, tmp_path, monkeypatch):
+    started = []
+    start = queue.Queue._start
+    monkeypatch.setattr(queue.Queue, "_start", lambda self, job: (started.append(job.run), start(self, job)))
+    go(place, tmp_path / "results", side_by_side=1)
+    assert list(dict.fromkeys(started)) == WANTED
+
+
+def test_when_the_time_is_over_all_is_kept(place, tmp_path, monkeypatch):
+    undisturbed, results = tmp_path / "undisturbed", tmp_path / "results"
+    go(Place(tmp_path / "other", place.train, place.test), undisturbed)
+    monkeypatch.setenv("FAKE_SECONDS", "0.3")
+    legs = 0
+    while (outcome := go(place, results, minutes=1 / 60)).left:
+        legs += 1
+        assert outcome.text().startswith(
+            f"{outcome.done} runs done now, {outcome.finished} in all, {outcome.left} left"
+        )
+        assert "The same command goes on." in outcome.text()
+        assert legs < 40
+    assert legs
+    for name in ("runs.csv", "epochs.csv", "sizes.csv", "depth.csv"):
+        assert (results / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_no_time_is_a_look_at_what_is_left(place, tmp_path):
+    outcome = go(place, tmp_path / "results", runs(), minutes=0)
+    assert (outcome.done, outcome.left) == (0, len([run for run in runs() if run.dataset == "cifar10"]))
+    assert not list(place.work.glob("cifar10*"))
+
+
+def test_a_run_that_fails_is_named_and_the_rest_goes_on(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FAKE_FAILING", "static-seed1")
+    results = tmp_path / "results"
+    outcome = go(place, results)
+    assert (outcome.done, outcome.failed, outcome.left) == (5, ["cifar10-static-seed1"], 0)
+    assert (
+        "cifar10-static-seed1 failed with exit code 1: error: cifar10-static-seed1 cannot be trained"
+        in capsys.readouterr().err
+    )
+    monkeypatch.setenv("FAKE_FAILING", "nothing")
+    assert go(place, results).done == 1  # what failed is tried again
+
+
+def test_a_failing_run_ends_the_command_with_1(place, tmp_path, monkeypatch, capsys):
+    from dynamixer.cli import main  # noqa: PLC0415
+
+    monkeypatch.setenv("FAKE_FAILING", "seed0")
+    words = ["--cifar10", EMBEDDED, "--work", str(place.work), "--results", str(tmp_path / "results"), "--json"]
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main(["reproduce", *words, "--only", "cifar10-static-seed[01]"])
+    signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr()
+    assert ended.value.code == 1
+    assert json.loads(said.out)["failed"] == ["cifar10-static-seed0"]
+    assert said.err.endswith("error: 1 runs failed: cifar10-static-seed0.\n")
+
+
+def test_what_can_still_be_measured_is(place, tmp_path):
+    corrupted = Place(place.work, place.train, place.test, tmp_path)
+    results = tmp_path / "results"
+    go(place, results)
+    (place.work / "cifar10-dynamic-seed0/last.safetensors").unlink()
+    outcome = go(corrupted, results)
+    assert (outcome.done, outcome.lost) == (3, ["cifar10-dynamic-seed0"])  # dense is not in that part of the table
+    assert "the weights are gone: cifar10-dynamic-seed0" in outcome.text()
+    assert {(line["row"], line["seed"]) for line in lines(results, "corrupted")} == {
+        ("dynamic", "1"), ("static", "0"), ("static", "1"),
+    }  # fmt: skip
+
+
+def test_results_of_another_protocol_are_refused(place, tmp_path):
+    go(place, tmp_path / "results", WANTED[:1])
+    before = (tmp_path / "results/runs.csv").read_bytes()
+    with pytest.raises(
+        UserError, match=r"holds 1 results of another protocol, such as cifar10-dynamic-seed0: give another"
+    ):
+        go(place, tmp_path / "results", WANTED[:1], words=["lr=0.5"])
+    assert (tmp_path / "results/runs.csv").read_bytes() == before
+    assert go(place, tmp_path / "results", WANTED[:1], words=["workers=1"]).done == 0  # no result depends on it
+
+
+def test_a_second_queue_is_refused(place, tmp_path):
+    with locked(place.work), pytest.raises(UserError, match="another queue is at work"):
+        go(place, tmp_path / "results")
+    assert go(place, tmp_path / "results").done == 6
+
+
+@pytest.mark.parametrize(
+    ("folders", "sentence"),
+    [
+        ({"cifar10": "nowhere/at/all"}, "no file or folder"),
+        ({"cifar10": "{train}"}, "has no test pictures"),
+    ],
+)
+def test_pictures_that_are_not_there_are_a_sentence(tmp_path, folders, sentence):
+    shipped = ROOT / "src/dynamixer/data/fashion/train.parquet"
+    with pytest.raises(UserError, match=sentence):
+        place_of({k: v.replace("{train}", str(shipped)) for k, v in folders.items()}, tmp_path, None)
+
+
+def test_an_incomplete_folder_of_corrupted_pictures_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"has no gaussian_noise-1.parquet: benchmarks/corrupt.py makes"):
+        place_of({"cifar10": EMBEDDED}, tmp_path, tmp_path)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+
+
+def test_a_child_ends_with_its_queue(tmp_path):
+    child = ROOT / "src/dynamixer/study/child.py"
+    inner = f"import os, runpy, time; runpy.run_path({str(child)!r})['follow'](os.getppid())\n"
+    inner += "print(os.getpid(), flush=True); time.sleep(60)"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', {inner!r}], start_new_session=True)"
+    process = subprocess.Popen([sys.executable, "-S", "-c", outer], stdout=subprocess.PIPE, text=True)
+    pid = int(process.stdout.readline())
+    assert alive(pid)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    end = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not alive(pid)
+
+
+def reproduce(work, results, *words):
+    command = [
+        sys.executable,
+        "-m",
+        "dynamixer",
+        "reproduce",
+        "--cifar10",
+        EMBEDDED,
+        "--only",
+        "cifar10-stati*[cn]-seed0",
+    ]
+    command += ["--work", str(work), "--results", str(results), "--jobs", "2", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(900)
+def test_killed_stopped_and_gone_on_with_gives_the_results_of_an_undisturbed_one(tmp_path):
+    words = [*TINY, "epochs=5", "checkpoint_every=1"]
+    undisturbed = reproduce(tmp_path / "work", tmp_path / "results", *words)
+    _, said = undisturbed.communicate(timeout=400)
+    assert undisturbed.returncode == 0, said
+
+    work, results = tmp_path / "disturbed", tmp_path / "results of disturbed"
+    killed = reproduce(work, results, *words)
+    end = time.monotonic() + 200
+    while not list(work.glob("*/checkpoints/step-*")) and time.monotonic() < end:
+        time.sleep(0.2)
+    killed.kill()  # -9
+    killed.communicate()
+    assert not results.exists()
+    time.sleep(2)  # in which its children end
+    before = {path: path.stat().st_mtime for path in work.rglob("*")}
+    time.sleep(2)
+    assert {path: path.stat().st_mtime for path in work.rglob("*")} == before
+
+    stopped = reproduce(work, results, *words, "--minutes", "0.1")  # that may be before or after a run is done
+    _, said = stopped.communicate(timeout=200)
+    assert stopped.returncode == 0, said
+    resumed = reproduce(work, results, *words)
+    _, said = resumed.communicate(timeout=400)
+    assert resumed.returncode == 0, said
+    assert any("resuming after step" in log.read_text() for log in work.glob("*.log"))
+
+    for name in ("epochs.csv", "sizes.csv"):
+        assert (results / name).read_bytes() == (tmp_path / "results" / name).read_bytes()
+    one, other = (Results(folder).lines["runs"] for folder in (results, tmp_path / "results"))
+    assert [line | {"hours": 0} for line in one] == [line | {"hours": 0} for line in other]
+    assert len(one) == 2
