@@ -59,8 +59,5 @@ def export(model: str, format: str, out: Path | None, as_json: bool, data: tuple
 
     done = run(model, format, out, data=data or None, **given)
     found = done.agreement
-    text = (
-        f"{', '.join(map(str, done.files))}  {done.bytes / 1e6:,.1f} MB\n"
-        f"{found.pictures:,} pictures: the same top-1 for {found.share:.4g} %, largest difference {found.max_difference:.2g}"
-    )
+    text = f"{', '.join(map(str, done.files))}  {done.bytes / 1e6:,.1f} MB\n{found.pictures:,} pictures: {found}"
     print_result(as_json, done.to_dict(), text)
