@@ -170,7 +170,8 @@ def test_int8_is_calibrated_on_other_pictures_than_it_is_compared_on(clothes, tm
     assert lot.labels is None
     assert not {*calibration.numbers} & {*lot.numbers}
     assert len(calibration.numbers) == 20
-    calibration, lot = apart([tmp_path], checkpoint, compared=60, calibrated=20)  # too few for both
+    calibration, lot = apart([tmp_path], checkpoint, compared=60, calibrated=20)
+    assert "there are only 60 pictures: it is calibrated and compared on the same ones" in capsys.readouterr().err
     assert len(calibration.numbers) == 20
     assert {*calibration.numbers} <= {*lot.numbers}
 

@@ -87,7 +87,10 @@ def apart(data: Sequence[str | Path], checkpoint: Checkpoint, *, compared: int, 
         return Lot(others, _spread(others, calibrated)), lot
     every = _spread(lot.pictures, compared + calibrated)
     left = sorted({*every} - {*lot.numbers})
-    return Lot(lot.pictures, (left if len(left) >= calibrated // 2 else every)[:calibrated]), lot
+    if len(left) < calibrated // 2:
+        log(f"there are only {len(lot.pictures):,} pictures: it is calibrated and compared on the same ones")
+        left = every
+    return Lot(lot.pictures, left[:calibrated]), lot
 
 
 def _spread(pictures: Pictures, count: int) -> list[int]:
