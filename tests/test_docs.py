@@ -14,6 +14,8 @@ import yaml
 
 import dynamixer
 import dynamixer.cli
+from dynamixer.export.int8 import IN_FP32
+from dynamixer.export.run import INT8_SHARE
 from dynamixer.models.variants import VARIANTS
 from dynamixer.training.folder import FIGURES
 from dynamixer.training.recipes import ABLATIONS
@@ -113,6 +115,14 @@ def test_the_any_size_table_is_its_results(monkeypatch):
     results = json.loads((ROOT / "benchmarks/results/any_size.json").read_text())["top1"]
     page = (ROOT / "docs/adr/0003-any-size.md").read_text(encoding="utf-8")
     assert between(page, "any_size.json") == any_size.table(results)
+
+
+def test_the_int8_table_is_its_results_and_keeps_the_promise(monkeypatch):
+    rows = json.loads((ROOT / "benchmarks/results/int8.json").read_text())["rows"]
+    page = (ROOT / "docs/export.md").read_text(encoding="utf-8")
+    assert between(page, "int8.json") == benchmark("int8", monkeypatch).table(rows)
+    assert [row["in_fp32"] for row in rows] == [*IN_FP32]
+    assert all(row["share"] >= INT8_SHARE and row["model_accuracy"] - row["file_accuracy"] <= 0.5 for row in rows)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

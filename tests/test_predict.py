@@ -52,11 +52,16 @@ def test_bad_pictures_stand_under_errors_and_the_order_stays(model, tmp_path):
     assert found.to_dict()["results"][0]["top"][0]["label"] in "abc"
 
 
-def test_folders_are_searched_through(tmp_path):
+def test_folders_are_searched_through_and_what_is_left_out_is_said(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "in" / "z.PNG")
-    (tmp_path / "notes.txt").write_text("x")
     assert find_pictures([tmp_path]) == [tmp_path / "in" / "z.PNG"]
+    assert capsys.readouterr().err == ""
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "link.jpg").symlink_to("nowhere.jpg")
+    assert find_pictures([tmp_path]) == [tmp_path / "in" / "z.PNG"]
+    said = f"left out what is not a picture: 2 in {tmp_path}, the first is {tmp_path / 'link.jpg'}"
+    assert said in capsys.readouterr().err
 
 
 def test_what_cannot_be_predicted_is_refused(model, tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from dynamixer.data.decode import SUFFIXES, BadImage, decode
+from dynamixer.data.sources import files_in
 from dynamixer.device import resolve_device
 from dynamixer.errors import UserError
 from dynamixer.files import check_picture_path, whole_file
@@ -48,7 +49,7 @@ class Predictions:
 
 
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
-    """The files that paths mean: themselves, or for a folder all pictures in it, sorted, folders within included.
+    """The files that paths mean: themselves, or for a folder all pictures in it, sorted, folders within included; none hidden.
 
     Raises:
         UserError: a folder without pictures.
@@ -58,9 +59,11 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        inside, others = files_in(path)
         if not inside:
             raise UserError(f"{path} has no pictures ({', '.join(sorted(SUFFIXES))}).")
+        if others:
+            log(f"left out what is not a picture: {len(others)} in {path}, the first is {others[0]}")
         found += inside
     return found
 

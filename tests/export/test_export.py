@@ -1,8 +1,10 @@
 """Exported files, run by the programs that they are for, and kept only if they say what the model says."""
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,9 @@ from PIL import Image
 import dynamixer
 from dynamixer import RunError, UserError
 from dynamixer.data import Preprocessing, decode
+from dynamixer.data.sources import open_data
 from dynamixer.export import run as export_run
+from dynamixer.export.check import apart, compare, tensors
 from dynamixer.models.checkpoint import create_model, save_checkpoint
 from helpers import shared_data, sharpen
 
@@ -127,16 +131,99 @@ def test_every_format_takes_every_size_of_the_model_that_is_hardest_to_export(tm
 @pytest.mark.heavy
 @pytest.mark.timeout(900)
 def test_int8_is_kept_only_if_it_agrees_on_nearly_all_pictures(tmp_path, monkeypatch):
-    path = save(tmp_path / "m.safetensors", **DEEPER)  # random weights as sharp as these lose more than trained ones
+    path = save(tmp_path / "m.safetensors", **DEEPER)
     data, out = shared_data("cifar10/test.parquet"), tmp_path / "m.xml"
-    with pytest.raises(RunError, match=r"98\.5 % of them"):
+    monkeypatch.setattr(export_run, "INT8_SHARE", 100.1)
+    with pytest.raises(RunError, match=r"of 1000 pictures.*100\.1 % of them"):
         dynamixer.export(path, "openvino", out, int8=True, data=[data])
     assert not out.exists()
-    monkeypatch.setattr(export_run, "INT8_SHARE", 50.0)
+    monkeypatch.setattr(export_run, "INT8_SHARE", 90.0)  # random weights as sharp as these lose more than trained ones
     done = dynamixer.export(path, "openvino", out, int8=True, data=[data])
     assert done.agreement.pictures == 1000
     kinds = [node.get_type_name() for node in openvino.Core().read_model(out).get_ordered_ops()]
     assert kinds.count("FakeQuantize") >= 10
+
+
+@pytest.fixture(scope="module")
+def clothes(tmp_path_factory):
+    """A model that knows the classes of the pictures that ship, in another order."""
+    path = tmp_path_factory.mktemp("clothes") / "m.safetensors"
+    args = ARGS | {"num_classes": 10}
+    model = sharpen(create_model("dynamixer_nano", **args)).eval()
+    classes = tuple(reversed(open_data("fashion-mnist-mini").train.classes))
+    about = {"name": "dynamixer_nano", "args": args, "classes": classes, "trained": {}}
+    save_checkpoint(path, model.state_dict(), preprocessing=Preprocessing.of(model), **about)
+    return path
+
+
+def test_int8_is_calibrated_on_other_pictures_than_it_is_compared_on(clothes, tmp_path, capsys):
+    checkpoint = dynamixer.load(clothes)
+    calibration, lot = apart(["fashion-mnist-mini"], checkpoint, compared=50, calibrated=20)
+    assert (calibration.pictures.name, lot.pictures.name) == ("fashion-mnist-mini train", "fashion-mnist-mini test")
+    assert (len(calibration.numbers), len(lot.numbers), calibration.labels) == (20, 50, None)
+    test = open_data("fashion-mnist-mini").test
+    assert [checkpoint.classes[label] for label in lot.labels] == [test.classes[test.labels[i]] for i in lot.numbers]
+    for number in range(60):
+        shutil.copy(EXAMPLES / "bag.png", tmp_path / f"{number}.png")
+    calibration, lot = apart([tmp_path], checkpoint, compared=40, calibrated=20)
+    assert "accuracy is not measured: " in capsys.readouterr().err
+    assert lot.labels is None
+    assert not {*calibration.numbers} & {*lot.numbers}
+    assert len(calibration.numbers) == 20
+    calibration, lot = apart([tmp_path], checkpoint, compared=60, calibrated=20)
+    assert "there are only 60 pictures: it is calibrated and compared on the same ones" in capsys.readouterr().err
+    assert len(calibration.numbers) == 20
+    assert {*calibration.numbers} <= {*lot.numbers}
+
+
+def test_accuracies_are_those_of_the_model_and_of_the_file(clothes):
+    checkpoint = dynamixer.load(clothes)
+    _, lot = apart(["fashion-mnist-mini"], checkpoint, compared=48, calibrated=20)
+    true = iter(lot.labels)
+
+    def run(pictures):  # right about every second picture
+        answer = np.zeros((len(pictures), 10), np.float32)
+        for i, row in enumerate(answer):
+            row[(next(true) + i % 2) % 10] = 1
+        return answer
+
+    options = {"batches": [16], "sizes": [checkpoint.preprocessing.size]}
+    found = compare(checkpoint.model, run, lot, checkpoint.preprocessing, **options)
+    with torch.inference_mode():
+        top = np.concatenate(
+            [checkpoint.model(torch.from_numpy(x)).argmax(1) for x in tensors(lot, checkpoint.preprocessing, [16])]
+        )
+    assert found.file_accuracy == 50
+    assert found.model_accuracy == pytest.approx(100 * (top == lot.labels).mean())
+    assert 0 < found.model_accuracy < 50
+    assert f"accuracy {found.model_accuracy:.1f} -> 50.0 %" in str(found)
+
+
+def test_int8_goes_on_to_what_agrees(clothes, tmp_path, monkeypatch, capsys):
+    """More and more of the model is left in fp32, and no more than it takes."""
+    shares, tried, real = [90.0, 98.5], [], export_run.compare
+
+    def compared(*words, **options):
+        found = real(*words, **options)
+        return replace(found, pictures=1000, same_top1=round(10 * shares.pop(0)))
+
+    monkeypatch.setattr(export_run, "compare", compared)
+    monkeypatch.setattr(export_run, "quantise", lambda model, pictures, in_fp32: tried.append(in_fp32) or model)
+    monkeypatch.setattr(export_run, "INT8_COMPARED", 16)
+    options = {"int8": True, "data": ["fashion-mnist-mini"]}
+    done = dynamixer.export(clothes, "openvino", tmp_path / "m.xml", **options)
+    (first, _), (second, second_of) = [*export_run.IN_FP32.items()][:2]
+    assert done.in_fp32 == second
+    assert tried[-1] is second_of
+    assert len(tried) == 2
+    said = capsys.readouterr().err
+    assert f"int8 with {first} in fp32: the same top-1 for 90 %" in said
+    assert f"int8 with {second} in fp32: the same top-1 for 98.5 %" in said
+    shares[:] = [90.0] * (len(export_run.IN_FP32) - 1) + [98.4]
+    with pytest.raises(RunError, match=r"the same top-1 for 984 of 1000 pictures.*98\.5 % of them"):
+        dynamixer.export(clothes, "openvino", tmp_path / "other.xml", **options)
+    assert shares == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.bin", "m.xml"]
 
 
 def test_a_file_that_says_something_else_is_not_kept(model, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -221,6 +222,25 @@ def test_not_ready_where_the_served_answer_is_another(model):
         assert "differs by 2e-05 from that of dynamixer.predict" in answer["error"]
         assert Client(address).post("/v1/predict", picture(1))[0] == 503
         assert Client(address).get("/healthz")[0] == 200
+
+
+def test_the_fast_way_answers_as_offline_alone_and_in_batches(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("DYNAMIXER_CACHE", str(tmp_path / "cache"))
+    pictures = [picture(seed, size=(80 + 9 * seed, 120)) for seed in range(12)]
+    expected = offline(model, pictures, tmp_path)
+    with server_here(model, fast=True, batch=4) as (address, service):
+        taken = []
+        for part in ("few", "many"):
+            fast = getattr(service.classifier, part)
+            monkeypatch.setattr(fast, "forward", lambda x, run=fast.run: taken.append((run.batch, len(x))) or run(x))
+        service.classifier.checkpoint.model.forward = None  # from here on it would be an error to ask it
+        assert agrees(Client(address).post("/v1/predict?top=7", pictures[0])[2], expected[0])
+        with ThreadPoolExecutor(12) as pool:
+            answers = [*pool.map(lambda encoded: Client(address).post("/v1/predict?top=7", encoded)[2], pictures)]
+        assert all(agrees(*pair) for pair in zip(answers, expected, strict=True))
+        assert taken[0] == (1, 1)
+        assert {batch for batch, _ in taken} == {1, 4}
+        assert all(batch == (4 if count > 2 else 1) for batch, count in taken)
 
 
 def test_a_model_of_another_kind_is_served_too(tmp_path):

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import timm
+import torch
 
 import dynamixer.cli
 from dynamixer.serve import Settings
-from dynamixer.serve.mixing import count_numbers
+from dynamixer.serve.mixing import layouts
 from dynamixer.serve.openapi import REFUSALS, document
 from dynamixer.serve.samples import AVERAGED
 
@@ -42,7 +43,8 @@ def test_the_sizes_of_the_decision_are_counted():
     page = (ROOT / "docs/adr/0009-serve.md").read_text(encoding="utf-8")
     for name, shown in (("nano", "nano"), ("s", "S")):
         model = timm.create_model(f"dynamixer_{name}", device="meta")
-        megabytes = 2 * 4 / 3 * sum(count_numbers(model, model.img_size)) / 1e6
+        blank = torch.zeros(1, 3, *model.img_size, device="meta")
+        megabytes = 2 * 4 / 3 * sum(layout.weights for layout in layouts(model, blank)) / 1e6
         assert f"{megabytes:.1f} MB for {shown}" in page
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import dynamixer
 from dynamixer.data.decode import decode
-from dynamixer.serve.mixing import observe
+from dynamixer.explain import look
 from serve.world import picture, server_here, write_model
 
 SCREENSHOTS = Path(os.environ.get("DYNAMIXER_SCREENSHOTS", Path(__file__).parents[2] / "build" / "screenshots"))
@@ -96,7 +96,7 @@ def test_what_is_shown_is_what_the_model_did(browser, here, model):
     address, service = here
     checkpoint = dynamixer.load(model)
     x = checkpoint.preprocessing(decode(service.samples[2].encoded))[None]
-    _, blocks = observe(checkpoint.model, x)
+    blocks = look(checkpoint.model, x).blocks
     with opened(browser, address) as page:
         ready(page)
         page.click(".samples li:nth-child(3) button")
@@ -107,7 +107,10 @@ def test_what_is_shown_is_what_the_model_did(browser, here, model):
             grid = blocks[block].grid
             point(page, i, j, grid)
             along = {}
-            for name, axis, line, output in (("row", blocks[block].row, i, j), ("column", blocks[block].column, j, i)):
+            for name, axis, line, output in (
+                ("row", blocks[block].row[0], i, j),
+                ("column", blocks[block].column[0], j, i),
+            ):
                 weights = axis[line].mean(0) if segment == 0 else axis[line, segment - 1]
                 best = int(weights[output].argmax())
                 along[name] = best + 1, round(100 * float(weights[output, best]))

@@ -23,6 +23,7 @@ from serve.world import Client, Process, agrees, hostile, legitimate, offline, p
 
 LONG = os.environ.get("DYNAMIXER_PROMISES") == "long"
 CLIENTS = 64
+pytestmark = pytest.mark.timeout(3600 if LONG else 300)
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +273,6 @@ def soak(seconds, process, pictures):
     return memory, wrong, next(done)
 
 
-@pytest.mark.timeout(3000)
 def test_memory_stays_flat(process, pictures):
     seconds = float(os.environ.get("DYNAMIXER_SOAK", "1800" if LONG else "6"))
     memory, wrong, done = soak(seconds, process, pictures)

@@ -28,9 +28,13 @@ from dynamixer.cli.common import EXIT_CODES, json_option, print_result
 @click.option("--batch-size", type=click.IntRange(min=1), help="The one batch size of --dynamic none.  [default: 1]")
 @click.option("--size", type=click.IntRange(min=1), help="Picture size in pixels  [default: the one trained at]")
 @click.option(
-    "--data", metavar="PATH", multiple=True, help="Pictures to compare on; may be repeated.  [default: some that ship]"
+    "--data",
+    metavar="PATH",
+    multiple=True,
+    help="Pictures to compare on; may be repeated. With --int8 also to calibrate on; one labelled data set gives the "
+    "accuracies too.  [default: some that ship]",
 )
-@click.option("--int8", is_flag=True, help="Eight-bit weights and activations, calibrated on --data (openvino).")
+@click.option("--int8", is_flag=True, help="Linear layers in eight bits, calibrated on --data (openvino).")
 @json_option
 def export(model: str, format: str, out: Path | None, as_json: bool, data: tuple[str, ...], **options: Any) -> None:
     """Write MODEL, a run folder, checkpoint or hf-hub:OWNER/NAME, for other runtimes.
@@ -59,8 +63,5 @@ def export(model: str, format: str, out: Path | None, as_json: bool, data: tuple
 
     done = run(model, format, out, data=data or None, **given)
     found = done.agreement
-    text = (
-        f"{', '.join(map(str, done.files))}  {done.bytes / 1e6:,.1f} MB\n"
-        f"{found.pictures:,} pictures: the same top-1 for {found.share:.4g} %, largest difference {found.max_difference:.2g}"
-    )
+    text = f"{', '.join(map(str, done.files))}  {done.bytes / 1e6:,.1f} MB\n{found.pictures:,} pictures: {found}"
     print_result(as_json, done.to_dict(), text)

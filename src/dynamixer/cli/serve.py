@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from dynamixer.cli.common import device_option, json_option, model_help, print_result
+from dynamixer.cli.common import device_option, fast_option, json_option, model_help, print_result
 
 TOKEN = "DYNAMIXER_TOKEN"
 
@@ -43,6 +43,7 @@ TOKEN = "DYNAMIXER_TOKEN"
     "--token-file", metavar="FILE", type=click.Path(path_type=Path),
     help=f"File with the bearer token that is asked for [default: the variable {TOKEN}; none, if it is not set].",
 )  # fmt: skip
+@fast_option
 @device_option
 @json_option
 def serve(model: str | None, token_file: Path | None, device: str, as_json: bool, **options: Any) -> None:

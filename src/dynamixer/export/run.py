@@ -2,16 +2,19 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dynamixer.errors import RunError, UserError, did_you_mean
-from dynamixer.export.check import Agreement, compare, real_pictures, tensors
-from dynamixer.export.formats import RUNNERS, SUFFIXES, WRITERS, save_openvino, trace
-from dynamixer.export.int8 import quantise
+from dynamixer.export.check import Agreement, apart, compare, real_pictures, tensors
+from dynamixer.export.formats import RUNNERS, SUFFIXES, WRITERS, Runner, need, save_openvino, trace
+from dynamixer.export.int8 import IN_FP32, quantise
 from dynamixer.files import reason
 from dynamixer.logs import log
 from dynamixer.models.checkpoint import Checkpoint, load
@@ -33,6 +36,7 @@ class Exported:
     int8: bool
     bytes: int
     agreement: Agreement
+    in_fp32: str | None = None  # with int8: what is left in fp32
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -54,7 +58,8 @@ def export(
     """Write a trained model for other runtimes, run the file on real pictures, and keep it if it says what the model says.
 
     Kept is a file whose logits differ by at most 1e-4 and whose likeliest class is the same for every picture; with `int8`
-    one that names the same class first for at least 98.5 % of the pictures. Class names and preprocessing are in its metadata,
+    one that names the same class first for at least 98.5 % of the pictures, with ever more of the model left in fp32 until one
+    does. Class names and preprocessing are in its metadata,
     one JSON object under the key "dynamixer".
 
     Args:
@@ -64,8 +69,9 @@ def export(
         dynamic: what may differ from call to call: "none", "batch", or "all" for the batch and the picture's sides too.
         batch_size: the one batch size of "none".
         size: picture size in pixels of "none" and "batch", if not the model's own.
-        data: pictures to compare on, as `predict_many` takes them, and to calibrate on; those that ship by default.
-        int8: quantise the linear layers, after calibration on `data` ("openvino" only).
+        data: pictures to compare on, as `predict_many` takes them; those that ship by default.
+        int8: quantise the linear layers ("openvino" only), calibrated on `data`. A labelled data set, as `evaluate` takes it, is
+            calibrated on by its training split, compared on by the other, and gives the accuracies too.
 
     Raises:
         UserError: what was asked for does not go together, or a library is missing.
@@ -79,37 +85,38 @@ def export(
     if path.suffix != SUFFIXES[format] or path.is_dir():
         raise UserError(f"{path} is not a name for {format}: it has to end in {SUFFIXES[format]} and not be a folder.")
     about = metadata(checkpoint, dynamic, batch_size, int8)
-    pictures, numbers = real_pictures(data, INT8_COMPARED if int8 else COMPARED)
-    log(f"tracing and writing {format}")
-    program = trace(
+    calibration, lot = None, None
+    if int8 and data:
+        calibration, lot = apart(data, checkpoint, compared=INT8_COMPARED, calibrated=CALIBRATED)
+    fixed = batch_size if dynamic == "none" else None
+    comparison = partial(
+        compare,
         checkpoint.model,
-        (batch_size if dynamic == "none" else 1, len(preprocessing.mean), *preprocessing.size),
-        dynamic,
+        lot=lot or real_pictures(data, COMPARED),
+        preprocessing=preprocessing,
+        batches=[fixed] if fixed else [1, 2, 16],
+        sizes=_sizes(preprocessing.size, dynamic),
+        whole=fixed,
     )
+    log(f"tracing and writing {format}")
+    program = trace(checkpoint.model, (fixed or 1, len(preprocessing.mean), *preprocessing.size), dynamic)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             stage = Path(folder) / path.name
             files = WRITERS[format](program, stage, about)
-            if int8:
-                _quantise(stage, checkpoint, about, data, numbers, batch_size if dynamic == "none" else 1)
-            run, _ = RUNNERS[format](stage)
-            agreement = compare(
-                checkpoint.model,
-                run,
-                pictures,
-                numbers,
-                preprocessing,
-                batches=[batch_size] if dynamic == "none" else [1, 2, 16],
-                sizes=_sizes(preprocessing.size, dynamic),
-                whole=batch_size if dynamic == "none" else None,
-            )
-            del run  # a runtime may still have the files open
+            in_fp32 = None
+            if calibration is not None:
+                batches = [*tensors(calibration, preprocessing, [fixed or 1])]
+                whole = [batch for batch in batches if len(batch) == (fixed or 1)]
+                agreement, in_fp32 = _quantise(stage, about, whole, comparison)
+            else:
+                agreement = comparison(RUNNERS[format](stage)[0])
             _judge(agreement, path, int8)
             kept = _keep(files, path)
     except OSError as error:
         raise RunError(f"{path} could not be written: {reason(error)}.") from None
-    return Exported(kept, format, dynamic, int8, sum(file.stat().st_size for file in kept), agreement)
+    return Exported(kept, format, dynamic, int8, sum(file.stat().st_size for file in kept), agreement, in_fp32)
 
 
 def metadata(checkpoint: Checkpoint, dynamic: str, batch_size: int, int8: bool) -> dict[str, Any]:
@@ -164,25 +171,27 @@ def _sizes(native: tuple[int, int], dynamic: str) -> list[tuple[int, int]]:
 
 
 def _quantise(
-    stage: Path, checkpoint: Checkpoint, about: dict[str, Any], data: Any, compared: Sequence[int], batch: int
-) -> None:
-    """Replace the written fp32 files by int8 ones, calibrated on pictures that are not compared on, if there are enough."""
-    from dynamixer.export.formats import need  # noqa: PLC0415
+    stage: Path, about: dict[str, Any], calibration: list[np.ndarray], comparison: Callable[[Runner], Agreement]
+) -> tuple[Agreement, str]:
+    """Replace the written fp32 files by the first int8 ones that agree on enough pictures, or by the last.
 
-    openvino = need("openvino", "openvino")
-    pictures, numbers = real_pictures(data, INT8_COMPARED + CALIBRATED)
-    apart = [number for number in numbers if number not in {*compared}]
-    chosen = (apart if len(apart) >= CALIBRATED // 2 else numbers)[:CALIBRATED]
-    chosen = chosen[: max(batch, len(chosen) // batch * batch)]
-    log(f"calibrating on {len(chosen)} pictures")
-    quantised = quantise(
-        openvino.Core().read_model(stage),
-        tensors(pictures, chosen, checkpoint.preprocessing, [batch]),
-        len(chosen) // batch,
-    )
-    save_openvino(quantised, stage.with_name("int8.xml"), about)
+    Raises:
+        UserError: there is nothing to calibrate on.
+    """
+    if not calibration:
+        raise UserError("int8 is calibrated on whole batches, and there are fewer pictures than one has: give more.")
+    log(f"calibrating on {sum(map(len, calibration)):,} pictures")
+    made = stage.with_name("int8.xml")
+    for in_fp32, names_of in IN_FP32.items():
+        written = need("openvino", "openvino").Core().read_model(stage)
+        save_openvino(quantise(written, calibration, in_fp32=names_of), made, about)
+        agreement = comparison(RUNNERS["openvino"](made)[0])
+        log(f"int8 with {in_fp32} in fp32: {agreement}")
+        if agreement.share >= INT8_SHARE:
+            break
     for suffix in (".xml", ".bin"):
-        os.replace(stage.with_name(f"int8{suffix}"), stage.with_suffix(suffix))
+        os.replace(made.with_suffix(suffix), stage.with_suffix(suffix))
+    return agreement, in_fp32
 
 
 def _judge(found: Agreement, path: Path, int8: bool) -> None:

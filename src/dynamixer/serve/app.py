@@ -25,6 +25,7 @@ from dynamixer.serve.samples import SHOWN, Sample
 from dynamixer.serve.settings import Refused, Settings
 
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+NO_AVERAGE = "there is no average: the model has no mixing matrices or too many weights, or there is one sample only."
 
 
 def page_files() -> dict[str, tuple[bytes, str]]:
@@ -104,7 +105,7 @@ class Service:
         log("ready")
         try:
             self.average = await self.classifier.average([sample.encoded for sample in self.samples])
-            self.average_missing = "this model has no mixing matrices, or too many weights for an average."
+            self.average_missing = NO_AVERAGE
         except Exception as error:
             self.average_missing = f"the average could not be computed: {error}"
             log(f"error: {self.average_missing}")
@@ -167,8 +168,8 @@ class Service:
                 await self.average_tried.wait()
         if self.average is not None:
             return answer(self.average)
-        if self.average_missing.startswith("this model"):
-            raise Refused(404, self.average_missing)
+        if self.average_missing == NO_AVERAGE:
+            raise Refused(404, NO_AVERAGE)
         raise Refused(503, self.average_missing, retry_after=2)
 
     async def get_samples(self, request: Request) -> Response:

@@ -9,21 +9,24 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from dynamixer.explain import average
+from dynamixer.explain.matrices import blocks_of, look
 from dynamixer.logs import quiet
 from dynamixer.models import DynaMixer
 from dynamixer.models.checkpoint import Checkpoint
 from dynamixer.predict import predict
 from dynamixer.serve.batching import Batcher
 from dynamixer.serve.limits import open_picture
-from dynamixer.serve.mixing import Average, BlockMixing, blocks_of, count_numbers, observe
+from dynamixer.serve.mixing import Layout, layouts, written
 from dynamixer.serve.settings import Refused, Settings
 
 TOLERANCE = 1e-5  # between a served probability and the offline one
@@ -50,21 +53,38 @@ class MixingQuery:
 
 
 class Classifier:
-    """A checkpoint that answers, with its threads; `run` has to be running."""
+    """A checkpoint that answers, with its threads; `run` has to be running.
+
+    Raises:
+        UserError: with `settings.fast`, another device than a processor.
+    """
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings):
-        self.checkpoint, self.limits = checkpoint, settings.limits
+        self.checkpoint, self.limits, self.batch = checkpoint, settings.limits, settings.batch
         self.device = next(checkpoint.model.parameters()).device
         self.transform = checkpoint.preprocessing.transform()
         self.decoders = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="decode")
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self.averaging = ThreadPoolExecutor(1, thread_name_prefix="average")
+        self.closed = False
         self.batcher = Batcher(self._work, settings.batch)
         self.batches: list[Any] = []  # called with the size of each batch
         size = checkpoint.preprocessing.size
         larger = max(1, -(-VIEW // max(size)))
         self._view_transform = checkpoint.preprocessing.at((size[0] * larger, size[1] * larger)).transform()
         model = checkpoint.model
-        self.numbers = count_numbers(model, size) if isinstance(model, DynaMixer) else []
+        blank = torch.zeros(1, len(checkpoint.preprocessing.mean), *size, device=self.device)
+        self.layouts: list[Layout] = layouts(model, blank) if isinstance(model, DynaMixer) else []
+        self.few: nn.Module = model
+        self.many: nn.Module = model
+        if settings.fast:
+            from dynamixer.speed.fast import FastModel  # noqa: PLC0415 - seldom wanted
+
+            # In fp32 everywhere: a served answer is the offline one. A lone picture is not run as if it were many.
+            self.few, self.many = (
+                FastModel(model, size, images=n, batch=n, device=self.device, precision="fp32")
+                for n in (1, settings.batch)
+            )
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -105,7 +125,8 @@ class Classifier:
 
     @torch.inference_mode()
     def _infer(self, items: list[Tensor]) -> list[list[float]]:
-        logits: Tensor = self.checkpoint.model(torch.stack(items).to(self.device))
+        network = self.many if 2 * len(items) > self.batch else self.few
+        logits: Tensor = network(torch.stack(items).to(self.device))
         rows: list[list[float]] = logits.float().softmax(1).tolist()
         return rows
 
@@ -126,52 +147,43 @@ class Classifier:
 
     def check(self, query: MixingQuery) -> None:
         """Refuse what the model does not have, or an answer that would be too large."""
-        if not self.numbers:
+        if not self.layouts:
             raise Refused(422, f"{self.checkpoint.name} has no mixing matrices: it is not a DynaMixer.")
-        wanted = range(len(self.numbers)) if query.blocks is None else query.blocks
-        if beyond := [block for block in wanted if block >= len(self.numbers)]:
-            raise Refused(422, f"there is no block {beyond[0]}: the model has blocks 0 to {len(self.numbers) - 1}.")
-        total, most = sum(self.numbers[block] for block in wanted), MOST_NUMBERS
+        wanted = range(len(self.layouts)) if query.blocks is None else query.blocks
+        if beyond := [block for block in wanted if block >= len(self.layouts)]:
+            raise Refused(422, f"there is no block {beyond[0]}: the model has blocks 0 to {len(self.layouts) - 1}.")
+        total, most = sum(self.layouts[block].weights for block in wanted), MOST_NUMBERS
         if query.encoding == "lists":
             most = MOST_LISTED
         if total > most:
             raise Refused(422, f"these blocks have {total:,} weights; an answer holds {most:,}: ask for fewer blocks.")
 
     def _mixing(self, prepared: Prepared, query: MixingQuery, k: int) -> bytes:
-        model: Any = self.checkpoint.model
-        logits, blocks = observe(model, prepared.tensor[None].to(self.device), query.blocks)
+        blocks = None if query.blocks is None else [*query.blocks]
+        seen = look(self.checkpoint.model, prepared.tensor[None].to(self.device), blocks=blocks)
         answer = {
             "model": self.checkpoint.name,
-            "top": self.top(logits.float().softmax(1)[0].tolist(), k),
+            "top": self.top(seen.logits.float().softmax(1)[0].tolist(), k),
             "view": prepared.view,
         }
-        return json.dumps(answer | self._written(blocks, query)).encode()
+        return json.dumps(answer | written(seen.blocks, self.layouts, query.encoding)).encode()
 
-    def _written(self, blocks: list[BlockMixing], query: MixingQuery) -> dict[str, Any]:
-        numbers = sorted(range(len(self.numbers)) if query.blocks is None else query.blocks)
-        described = []
-        for number, block in zip(numbers, blocks, strict=True):
-            about = {"block": number, "stage": block.stage, "grid": block.grid, "cell": block.cell}
-            about["branches"] = block.branches
-            for name, axis in (("row", block.row), ("column", block.column)):
-                about[name] = None if axis is None else _encoded(axis, query.encoding)
-            described.append(about)
-        return {"encoding": query.encoding, "axes": ["line", "segment", "output", "input"], "blocks": described}
+    @property
+    def shows_all(self) -> bool:
+        """Whether there are matrices, and one answer can hold those of all blocks."""
+        return 0 < sum(layout.weights for layout in self.layouts) <= MOST_NUMBERS
 
     async def average(self, pictures: Sequence[bytes]) -> bytes | None:
-        """The mean over pictures, as JSON like that of /v1/mixing; None where the model has no matrices or too large ones."""
-        query = MixingQuery()
-        if not self.numbers or sum(self.numbers) > MOST_NUMBERS:
+        """The mean over pictures, as JSON like that of /v1/mixing; None without two pictures, or unless `shows_all`."""
+        if len(pictures) < 2 or not self.shows_all:
             return None
-        loop, mean, model = asyncio.get_running_loop(), Average(), self.checkpoint.model
-        assert isinstance(model, DynaMixer)
-        for encoded in pictures:
-            prepared = await self.prepare(encoded)
-            picture = prepared.tensor[None].to(self.device)
-            _, blocks = await loop.run_in_executor(self.thread, observe, model, picture)
-            await loop.run_in_executor(self.decoders, mean.add, blocks)
-        written = {"model": self.checkpoint.name, "pictures": mean.pictures} | self._written(mean.mean(), query)
-        return await loop.run_in_executor(self.decoders, lambda: json.dumps(written).encode())
+        return await asyncio.get_running_loop().run_in_executor(self.averaging, self._average, pictures)
+
+    def _average(self, pictures: Sequence[bytes]) -> bytes:
+        tensors = (self._prepare(encoded, False).tensor[None].to(self.device) for encoded in pictures)
+        mean = average(self.checkpoint.model, takewhile(lambda _: not self.closed, tensors))
+        about = {"model": self.checkpoint.name, "pictures": mean.pictures}
+        return json.dumps(about | written(mean.blocks, self.layouts, MixingQuery().encoding)).encode()
 
     async def check_golden(self) -> None:
         """Classify one fixed picture by `dynamixer.predict`, from the file on the disk, and as requests are; compare.
@@ -182,13 +194,14 @@ class Classifier:
         encoded = golden_picture()
         loop = asyncio.get_running_loop()
         offline = await loop.run_in_executor(self.decoders, self._offline, encoded)
-        served = await self.probabilities(await self.prepare(encoded))
-        differences = [abs(served[self.classes.index(label)] - p) for label, p in offline.items()]
-        if len(set(self.classes)) == len(self.classes):  # else a label does not name a probability
-            worst = max(differences)
-            if not worst <= TOLERANCE:
-                raise RuntimeError(f"a served probability differs by {worst:.2g} from that of dynamixer.predict.")
-        if self.numbers and sum(self.numbers) <= MOST_NUMBERS:
+        prepared = await self.prepare(encoded)
+        for together in (1, self.batch):  # alone, and in as large a batch as there can be
+            served = await asyncio.gather(*(self.probabilities(prepared) for _ in range(together)))
+            if len(offline) == len(self.classes):  # else a label does not name a probability
+                worst = np.abs(np.array(served) - [offline[label] for label in self.classes]).max()
+                if not worst <= TOLERANCE:
+                    raise RuntimeError(f"a served probability differs by {worst:.2g} from that of dynamixer.predict.")
+        if self.shows_all:
             await self.mixing(encoded, MixingQuery(), 1)
 
     def _offline(self, encoded: bytes) -> dict[str, float]:
@@ -208,9 +221,13 @@ class Classifier:
             "preprocessing": checkpoint.preprocessing.to_dict(),
             "trained": checkpoint.trained,
             "mixing": None,
-            "blocks": [],
+            "blocks": [
+                {"block": number, "stage": layout.stage, "segments": layout.segments, "weights": layout.weights}
+                for number, layout in enumerate(self.layouts)
+            ],
         }
-        for number, (stage, block) in enumerate(blocks_of(model)):
+        if self.layouts:
+            _, block = blocks_of(model)[0]
             mixer: Any = block.row if block.row is not None else block.column
             about["mixing"] = {
                 "generator": mixer.generator,
@@ -222,22 +239,13 @@ class Classifier:
                 "reweight": block.reweight is not None,
                 "shared": block.shared,
             }
-            about["blocks"].append(
-                {"block": number, "stage": stage, "segments": mixer.segments, "weights": self.numbers[number]}
-            )
         return about
 
     def close(self) -> None:
         """End the threads."""
-        for pool in (self.decoders, self.thread):
+        self.closed = True
+        for pool in (self.decoders, self.thread, self.averaging):
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _encoded(axis: Tensor, encoding: str) -> dict[str, Any]:
-    if encoding == "lists":
-        return {"shape": list(axis.shape), "data": axis.tolist()}
-    values = axis.numpy().astype("<f4" if encoding == "float32" else "<f2")
-    return {"shape": list(axis.shape), "data": base64.b64encode(values.tobytes()).decode()}
 
 
 def golden_picture() -> bytes:

@@ -54,7 +54,7 @@ def serve(
         ready: called with the address of the page once it can be opened.
 
     Raises:
-        UserError: no such model, no such folder of samples, an address that is not this machine's.
+        UserError: no such model, no such folder of samples, an address that is not this machine's, `fast` without a processor.
         RunError: the port is taken.
     """
     settings = settings or Settings()

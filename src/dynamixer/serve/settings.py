@@ -34,6 +34,7 @@ class Settings:
     token: str | None = None  # asked for as a bearer token on everything but the page and the two probes
     samples: Path | None = None  # folder of pictures for the page; without it, those that ship
     batch: int = 16  # pictures that the model takes at once
+    fast: bool = False  # classify the quickest way on this machine's processor in fp32 (dynamixer.optimize)
     queue: int = 128  # requests between their last byte and their answer
     max_bytes: int = 16 * 2**20  # of a body
     max_pixels: int = 40_000_000

@@ -278,7 +278,7 @@ class _OpenVino:
             made = openvino.convert_model(program)
         made.reshape([*example.shape])
         if precision == "int8":
-            made = quantise(made, calibration or [], len(calibration or []))
+            made = quantise(made, calibration or [])
         compiled = openvino.Core().compile_model(made, "CPU", self._options(precision))
         made = io.BytesIO()
         compiled.export_model(made)
