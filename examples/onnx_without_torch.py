@@ -14,13 +14,13 @@ how, classes = about["preprocessing"], about["classes"]
 assert height == width, "this example is for square pictures"
 
 for name in sys.argv[2:]:
-    picture = ImageOps.exif_transpose(Image.open(name)).convert("RGB")
+    try:
+        picture = ImageOps.exif_transpose(Image.open(name)).convert("RGB")
+    except OSError as error:
+        sys.exit(f"{name} cannot be read: {error}")
     side = int(height / how["crop_pct"])  # of the shorter side, before the centre is cut out
     scale = side / min(picture.size)
-    large = (
-        (side, int(picture.height * scale)) if picture.width < picture.height else (int(picture.width * scale), side)
-    )
-    picture = picture.resize(large, resampling)
+    picture = picture.resize([side if x == min(picture.size) else int(x * scale) for x in picture.size], resampling)
     left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
     pixels = np.asarray(picture.crop((left, top, left + width, top + height)), np.float32) / 255
     pixels = (pixels - np.float32(how["mean"])) / np.float32(how["std"])

@@ -288,3 +288,9 @@ def test_the_example_needs_no_torch_and_says_what_predict_says(everything, tmp_p
         f"{r.path}: " + ", ".join(f"{g.label} {100 * g.probability:.1f} %" for g in r.top) for r in expected.results
     ]
     assert ran.stdout.splitlines() == lines
+    (tmp_path / "cut.png").write_bytes((tmp_path / "wide.png").read_bytes()[:300])
+    ran = subprocess.run(
+        [sys.executable, script, done.files[0], tmp_path / "cut.png"], capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith(f"{tmp_path / 'cut.png'} cannot be read: ")
