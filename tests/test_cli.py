@@ -166,6 +166,14 @@ def test_data_verify_finds_what_is_wrong(tmp_path):
     assert "flowers/train/cat/cut.png\n" in stdout
 
 
+def test_without_a_model_the_one_that_ships_answers_and_is_named():
+    code, stdout, stderr = call("predict", ROOT / "src/dynamixer/serve/photos/palace.jpg", "--json")
+    assert code == 0
+    (result,) = json.loads(stdout)["results"]
+    assert {guess["label"] for guess in result["top"]} < set(dynamixer.load("dynamixer_tiny").classes)
+    assert "model: dynamixer_tiny, whose weights ship, which knows tench, English springer" in stderr
+
+
 def test_the_version_is_the_packages():
     assert dynamixer.__version__ in call("--version")[1]
 
@@ -180,8 +188,8 @@ def test_the_version_is_the_packages():
         (["train", "device=cuda"], "this machine has no cuda device"),
         (["train", "--data", "nowhere"], "no file or folder nowhere"),
         (["eval", "nowhere", "--data", "fashion-mnist-mini"], "there is no nowhere"),
-        (["eval", "dynamixer_s", "--data", "fashion-mnist-mini"], "no weights ship for dynamixer_s yet"),
-        (["predict", "x.png"], "give --model RUN"),
+        (["eval", "dynamixer_s", "--data", "fashion-mnist-mini"], "dynamixer_tiny, none for dynamixer_s: train it"),
+        (["predict", "x.png", "--model", "nowhere"], "there is no nowhere"),
         (["predict", "x.png", "--model", str(ROOT / "README.md")], "not a whole safetensors file"),
         (["predict"], "Missing argument"),
         (["data", "verify", "nowhere"], "no file or folder nowhere"),

@@ -105,6 +105,8 @@ def test_the_wheel_trains_and_predicts_outside_the_checkout(tmp_path):
         "data/fashion/test.parquet",
         "data/fashion/LICENSE",
         "serve/page/index.html",
+        "serve/photos/LICENSE",
+        "weights/dynamixer_tiny/README.md",
     ):
         assert f"dynamixer/{wanted}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
@@ -125,6 +127,7 @@ def test_the_wheel_trains_and_predicts_outside_the_checkout(tmp_path):
     command("-m", "dynamixer", "train", "fashion_nano", "epochs=1", "limit_train=256", "--out", "run")
     picture = ROOT / "examples/pictures/bag.png"
     assert "bag.png: " in command("-m", "dynamixer", "predict", str(picture), "--model", "run")
+    assert "bag.png: " in command("-m", "dynamixer", "predict", str(picture))
 
 
 @pytest.mark.heavy

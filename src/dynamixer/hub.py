@@ -35,6 +35,7 @@ def write_folder(
     *,
     name: str | None = None,
     license: str = LICENSE,
+    half: bool = False,
 ) -> Path:
     """Write model.safetensors, config.json and README.md (the model card) to a folder.
 
@@ -45,6 +46,7 @@ def write_folder(
         out: the folder, new or one that this wrote; by default the model's name and "-hub" in the current folder.
         name: OWNER/NAME that it will have on the hub; by default the folder's name stands for NAME.
         license: identifier of the licence of the weights, as Hugging Face lists them.
+        half: store the weights in fp16, which takes half the bytes; they are computed with in fp32 all the same.
 
     Raises:
         UserError: no such model, or the folder holds something else.
@@ -61,9 +63,10 @@ def write_folder(
         raise UserError(f"{folder} holds something else: give --out the name of a new folder.")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
         raise UserError(f"{license!r} is not the identifier of a licence, such as apache-2.0, cc-by-nc-4.0 or other.")
+    weights = checkpoint.model.state_dict()
     save_checkpoint(
         folder / WEIGHTS,
-        checkpoint.model.state_dict(),
+        {key: value.half() if half and value.is_floating_point() else value for key, value in weights.items()},
         name=checkpoint.name,
         args=checkpoint.args,
         classes=checkpoint.classes,
@@ -164,7 +167,9 @@ def timm_config(checkpoint: Checkpoint) -> dict[str, Any]:
 def model_card(checkpoint: Checkpoint, repository: str, *, license: str, recipe: dict[str, Any]) -> str:
     """The model card, Markdown: use, data, recipe, metrics, limits, licence and how to cite."""
     name = repository.rpartition("/")[2]
-    trained, held = checkpoint.trained, _measured(checkpoint.trained)
+    source = f"hf-hub:{repository}" if "/" in repository else repository  # of the hub, or one that ships
+    trained = checkpoint.trained
+    held, test = _measured(trained, "held_out"), _measured(trained, "test")
     parameters, multiply_adds = count(checkpoint.model)
     height, width = checkpoint.preprocessing.size
     data = _word(trained.get("data", "unknown"))
@@ -173,24 +178,25 @@ def model_card(checkpoint: Checkpoint, repository: str, *, license: str, recipe:
         "library_name": "timm",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "timm", "dynamixer", "mlp"],
-        **({"model-index": [{"name": name, "results": [_result(data, held)]}]} if held else {}),
+        **({"model-index": [{"name": name, "results": _results(data, held, test)}]} if held or test else {}),
     }
     shown = ", ".join(checkpoint.classes[:20]) + (
         f" and {len(checkpoint.classes) - 20} more" if len(checkpoint.classes) > 20 else ""
     )
-    if held:
-        rows = [("top-1", f"{held['top1']:.2f} %"), ("top-5", f"{held['top5']:.2f} %"), ("loss", f"{held['loss']:.4f}")]
-        rows += [("calibration error", f"{held['ece']:.2f} %"), ("pictures", f"{held['images']:,}")]
-        metrics = "\n".join(
-            [f"On held-out pictures of {data}:", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows)]
+    metrics = "\n\n".join(
+        f"On {kind} pictures of {data}:\n\n{_rows(figures)}"
+        for kind, figures in (("test", test), ("held-out", held))
+        if figures
+    )
+    if not metrics:
+        metrics = (
+            "No pictures were held out in training, so nothing was measured. Measure before use: `dynamixer eval`."
         )
-        caution = (
-            "They come from the data that the model was trained on, and the best epoch was chosen on them: "
+    if held:
+        metrics += (
+            "\n\nThe held-out ones come from the data that the model was trained on, and the best epoch was chosen on them: "
             "other pictures will do worse."
         )
-    else:
-        metrics = "No pictures were held out in training, so nothing was measured."
-        caution = "Measure before use: `dynamixer eval`."
     epochs = (
         f", epoch {_word(trained['epoch'])} of {_word(trained.get('epochs', 'unknown'))}" if "epoch" in trained else ""
     )
@@ -208,13 +214,13 @@ layers in which each row and column of tokens generates its own mixing matrix ([
 ## Use
 
     pip install dynamixer
-    dynamixer predict photo.jpg --model hf-hub:{repository}
+    dynamixer predict photo.jpg --model {source}
 
 ```python
 import dynamixer  # registers the model with timm
 import timm
 
-model = timm.create_model("hf-hub:{repository}", pretrained=True).eval()
+model = timm.create_model("{source}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 ```
 
@@ -226,7 +232,7 @@ Data: {data}. Seed {_word(trained.get("seed", "unknown"))}{epochs}, dynamixer {v
 {recipe_text}
 ## Metrics
 
-{metrics} {caution}
+{metrics}
 
 ## Limits
 
@@ -245,22 +251,34 @@ is among these classes only. It has the biases of its data. It was not tested fo
 """
 
 
-def _measured(trained: dict[str, Any]) -> dict[str, Any]:
-    """The figures of held-out pictures, if all are there."""
-    held = trained.get("held_out")
+def _measured(trained: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The figures of held-out or test pictures, if all are there."""
+    held = trained.get(kind)
     known = isinstance(held, dict) and all(
         isinstance(held.get(key), int | float) for key in ("top1", "top5", "loss", "ece", "images")
     )
     return held if known and held else {}
 
 
-def _result(data: str, held: dict[str, Any]) -> dict[str, Any]:
+def _rows(figures: dict[str, Any]) -> str:
+    rows = [
+        ("top-1", f"{figures['top1']:.2f} %"), ("top-5", f"{figures['top5']:.2f} %"), ("loss", f"{figures['loss']:.4f}"),
+        ("calibration error", f"{figures['ece']:.2f} %"), ("pictures", f"{figures['images']:,}"),
+    ]  # fmt: skip
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
+
+
+def _results(data: str, held: dict[str, Any], test: dict[str, Any]) -> list[dict[str, Any]]:
     """The accuracy as Hugging Face lists it."""
-    return {
-        "task": {"type": "image-classification"},
-        "dataset": {"name": f"{data}, held out", "type": "custom"},
-        "metrics": [{"type": "accuracy", "value": round(held["top1"] / 100, 4)}],
-    }
+    return [
+        {
+            "task": {"type": "image-classification"},
+            "dataset": {"name": f"{data}, {kind}", "type": "custom"},
+            "metrics": [{"type": "accuracy", "value": round(figures["top1"] / 100, 4)}],
+        }
+        for kind, figures in (("test", test), ("held out", held))
+        if figures
+    ]
 
 
 def _recipe(path: Path) -> dict[str, Any]:

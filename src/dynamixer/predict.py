@@ -16,6 +16,7 @@ from dynamixer.errors import UserError
 from dynamixer.files import check_picture_path, whole_file
 from dynamixer.logs import log
 from dynamixer.models.checkpoint import load
+from dynamixer.models.shipped import DEFAULT
 from dynamixer.progress import progress
 
 
@@ -70,7 +71,7 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
 
 def predict(
     paths: Sequence[str | Path],
-    model: str | Path,
+    model: str | Path = DEFAULT,
     *,
     top: int = 5,
     batch_size: int = 32,
@@ -82,7 +83,7 @@ def predict(
 
     Args:
         paths: files and folders.
-        model: a run folder or a checkpoint.
+        model: a run folder, a checkpoint, or a model whose weights ship, which dynamixer_tiny is.
         top: how many classes to give for each picture.
         batch_size: pictures at a time.
         device: auto, cpu, cuda, mps or xpu.

@@ -69,7 +69,6 @@ def test_the_text_says_the_same_in_a_table(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "no weights ship with this version yet"),
         (["--model", "MODEL", "--token", "3"], "'3' is not 2 whole numbers"),
         (["--model", "MODEL", "--token", "a,b"], "'a,b' is not 2 whole numbers"),
         (["--model", "MODEL", "--token", "99,0"], "there is no token (99, 0)"),

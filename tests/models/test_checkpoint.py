@@ -105,7 +105,7 @@ def test_weights_that_are_not_finite_are_refused(saved):
 
 
 def test_what_names_no_model_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no weights ship for dynamixer_s yet"):
+    with pytest.raises(UserError, match=r"weights ship for .*dynamixer_tiny, none for dynamixer_s: train it"):
         dynamixer.load("dynamixer_s")
     with pytest.raises(UserError, match="is not a run folder"):
         dynamixer.load(tmp_path)

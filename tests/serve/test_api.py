@@ -96,10 +96,10 @@ def test_the_average_is_over_the_samples(here):
         _, _, answer = client.post("/v1/mixing?blocks=1&encoding=float32", sample.encoded)
         sums = sums + np.frombuffer(base64.b64decode(answer["blocks"][0]["column"]["data"]), "<f4")
     got = np.frombuffer(base64.b64decode(average["blocks"][1]["column"]["data"]), "<f2")
-    assert average["pictures"] == len(service.samples) == 64
-    assert np.abs(got - sums / 64).max() < 1e-3
+    assert average["pictures"] == len(service.samples) == 8
+    assert np.abs(got - sums / 8).max() < 1e-3
     _, _, listed = client.get("/v1/samples")
-    assert len(listed["samples"]) == 12
+    assert len(listed["samples"]) == 8
     assert client.ask("GET", "/v1/samples/3")[2] == service.samples[3].encoded
 
 
@@ -304,8 +304,6 @@ def command(capsys):
 
 
 def test_a_users_mistakes_are_one_sentence(model, tmp_path, command, monkeypatch):
-    code, said = command()
-    assert (code, said.startswith("error: no weights ship with this version yet: train a model")) == (2, True)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         code, said = command("--model", model, "--port", port)

@@ -85,7 +85,7 @@ def test_at_first_sight(browser, here):
         shown = page.locator(".top li").all_inner_texts()
         top = sorted(zip(expected, service.classifier.classes, strict=True), reverse=True)[:5]
         assert [re.sub(r"\s+", " ", text) for text in shown] == [f"{name} {100 * p:.1f} %" for p, name in top]
-        assert page.locator(".samples button").count() == 12
+        assert page.locator(".samples button").count() == 8
         assert "64 × 64 px" in page.inner_text("#about")
         assert accessible(page) == []
         shot(page, "desktop-light", full_page=True)
@@ -139,7 +139,7 @@ def test_the_average_and_the_difference(browser, here):
             drawn.add(pixels(page, ".picture"))
             if name == "difference":
                 assert re.search(r"differs most at column \d+ \([+−]\d+", caption(page))
-                assert "This picture minus the average over 64 pictures" in page.inner_text("#show-text")
+                assert "This picture minus the average over 8 pictures" in page.inner_text("#show-text")
                 shot(page, "difference", full_page=True)
         assert len(drawn) == 3
         page.click(".samples li:nth-child(5) button")

@@ -100,7 +100,8 @@ def wait_ready(address, seconds=60):
 def server_here(model, *, change=None, **settings):
     """A server in a thread of this process: (address, service)."""
     chosen = Settings(port=0, **settings)
-    service = Service(dynamixer.load(model), chosen, find_samples(chosen.samples, chosen.limits))
+    checkpoint = dynamixer.load(model)
+    service = Service(checkpoint, chosen, find_samples(chosen.samples, chosen.limits, checkpoint.classes))
     if change is not None:
         change(service)
     listener = listen(chosen)

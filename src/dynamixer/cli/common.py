@@ -4,6 +4,10 @@ import json
 from typing import Any
 
 import click
+from click.core import ParameterSource
+
+from dynamixer.logs import log
+from dynamixer.models.shipped import DEFAULT, names, pretrained_cfg
 
 USER_MISTAKE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 EXIT_CODES = (
@@ -17,7 +21,25 @@ device_option = click.option(
 fast_option = click.option(
     "--fast", is_flag=True, help="Run the quickest way on this machine's processor; the first time takes a minute."
 )
-model_help = "Run folder, or a .safetensors checkpoint from one."
+
+
+def _named(context: click.Context, parameter: click.Parameter, model: str) -> str:
+    """Say which model answers where none was named."""
+    default = context.get_parameter_source(str(parameter.name)) is ParameterSource.DEFAULT
+    if default and not context.params.get("hub"):
+        known = ", ".join(pretrained_cfg(model)["label_names"])
+        log(f"model: {model}, whose weights ship, which knows {known} (--model names another)")
+    return model
+
+
+model_option = click.option(
+    "--model",
+    metavar="MODEL",
+    callback=_named,
+    default=DEFAULT,
+    show_default=f"{DEFAULT}, which tells ten kinds of things apart",
+    help=f"Run folder, .safetensors checkpoint, hf-hub:OWNER/NAME, or a name whose weights ship: {', '.join(names())}.",
+)
 
 
 def print_result(as_json: bool, value: dict[str, Any], text: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from dynamixer.cli.common import EXIT_CODES, device_option, json_option, model_help, print_result
+from dynamixer.cli.common import EXIT_CODES, device_option, json_option, model_option, print_result
 
 
 class _Numbers(click.ParamType[tuple[int, ...]]):
@@ -30,7 +30,7 @@ class _Numbers(click.ParamType[tuple[int, ...]]):
 
 @click.command(epilog=EXIT_CODES)
 @click.argument("image")
-@click.option("--model", metavar="MODEL", help=model_help)
+@model_option
 @click.option(
     "--out", metavar="FOLDER", type=click.Path(path_type=Path), help="Where to write [default: explain-IMAGE]."
 )
@@ -56,10 +56,11 @@ class _Numbers(click.ParamType[tuple[int, ...]]):
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @device_option
 @json_option
-def explain(image: str, model: str | None, as_json: bool, **options: Any) -> None:
+def explain(image: str, model: str, as_json: bool, **options: Any) -> None:
     """Show how a model mixes IMAGE: pictures and a page, report.html, that holds them all.
 
     \b
+      dynamixer explain photo.jpg
       dynamixer explain photo.jpg --model runs/first
       dynamixer explain photo.jpg --model runs/first --token 5,9 --blocks 0,3,-1
       dynamixer explain photo.jpg --model runs/first --pictures holiday/ --out mixing
@@ -75,11 +76,8 @@ def explain(image: str, model: str | None, as_json: bool, **options: Any) -> Non
 
     Models without the softmax have negative weights: they are blue, positive ones red.
     """
-    from dynamixer.errors import UserError  # noqa: PLC0415
     from dynamixer.explain.report import explain as run  # noqa: PLC0415
 
-    if model is None:
-        raise UserError("no weights ship with this version yet: train a model (dynamixer train) and give --model RUN.")
     found = run(image, model, **options)
     print_result(as_json, found.to_dict(), _text(found))
 

@@ -11,13 +11,17 @@ from dynamixer.cli.common import EXIT_CODES, json_option, print_result
 @click.argument("pattern", default="*")
 @json_option
 def models(pattern: str, as_json: bool) -> None:
-    """List the models with their size and work, those of plug-ins included; PATTERN such as '*_s' chooses."""
+    """List the models with their size and work, those of plug-ins included; PATTERN such as '*_s' chooses.
+
+    Where weights ship, it says with which accuracy on which test pictures.
+    """
     import timm  # noqa: PLC0415
 
     import dynamixer  # noqa: PLC0415
     from dynamixer.errors import UserError, did_you_mean  # noqa: PLC0415
     from dynamixer.models import count  # noqa: PLC0415
-    from dynamixer.models.checkpoint import create_model  # noqa: PLC0415
+    from dynamixer.models.checkpoint import create_model, load  # noqa: PLC0415
+    from dynamixer.models.shipped import shipped  # noqa: PLC0415
 
     known = [*timm.list_models(module="dynamixer"), *dynamixer.plugin_models]
     names = sorted(set(fnmatch.filter(known, pattern)))
@@ -29,10 +33,15 @@ def models(pattern: str, as_json: bool) -> None:
         parameters, multiply_adds = count(model)
         size = model.default_cfg["input_size"][1]  # type: ignore[index]
         about = (timm.model_entrypoint(name).__doc__ or "").splitlines()[0]
-        rows.append(
-            {"model": name, "parameters": parameters, "multiply_adds": multiply_adds, "size": size, "about": about}
-        )
+        trained = {} if shipped(name) is None else load(name).trained
+        weights = {"data": trained["data"], "top1": trained["test"]["top1"]} if trained else None
+        numbers = {"parameters": parameters, "multiply_adds": multiply_adds, "size": size}
+        rows.append({"model": name, **numbers, "about": about, "weights": weights})
     rows.sort(key=lambda row: row["parameters"])
     head = f"{'model':16}{'parameters':>12}{'multiply-adds':>16}{'pixels':>8}  about"
-    text = [f"{r['model']:16}{r['parameters']:12,}{r['multiply_adds']:16,}{r['size']:8}  {r['about']}" for r in rows]
+    text = [
+        f"{r['model']:16}{r['parameters']:12,}{r['multiply_adds']:16,}{r['size']:8}  {r['about']}"
+        + (f" Weights ship: {w['top1']:.2f} %, {w['data']}." if (w := r["weights"]) else "")
+        for r in rows
+    ]
     print_result(as_json, {"models": rows}, "\n".join([head, *text]))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from dynamixer.cli.common import (
     EXIT_CODES,
@@ -12,14 +13,14 @@ from dynamixer.cli.common import (
     device_option,
     fast_option,
     json_option,
-    model_help,
+    model_option,
     print_result,
 )
 
 
 @click.command(epilog=EXIT_CODES)
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--model", metavar="MODEL", help=f"{model_help[:-1]}, or hf-hub:OWNER/NAME.")
+@model_option
 @click.option("--hub", metavar="OWNER/NAME", help="The same as --model hf-hub:OWNER/NAME.")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes for each picture.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
@@ -42,7 +43,7 @@ from dynamixer.cli.common import (
 @json_option
 def predict(
     paths: tuple[str, ...],
-    model: str | None,
+    model: str,
     hub: str | None,
     out: Path | None,
     sheet: Path | None,
@@ -56,6 +57,7 @@ def predict(
     """Classify pictures: files, or folders that are searched through.
 
     \b
+      dynamixer predict photo.jpg
       dynamixer predict cat.jpg dog.png --model runs/first
       dynamixer predict holiday/ --model runs/first --sheet sheet.png
       dynamixer predict photos/ --model runs/first --out preds.parquet --workers 4
@@ -71,11 +73,9 @@ def predict(
     from dynamixer.errors import UserError  # noqa: PLC0415
 
     if hub is not None:
-        if model is not None:
+        if click.get_current_context().get_parameter_source("model") is ParameterSource.COMMANDLINE:
             raise UserError("--model and --hub both name a model: give one of them.")
         model = f"hf-hub:{hub}"
-    if model is None:
-        raise UserError("no weights ship with this version yet: train a model (dynamixer train) and give --model RUN.")
     if out is not None:
         if sheet is not None:
             raise UserError("--sheet draws a few pictures and --out writes many: give one of them.")

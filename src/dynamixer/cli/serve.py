@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from dynamixer.cli.common import device_option, fast_option, json_option, model_help, print_result
+from dynamixer.cli.common import device_option, fast_option, json_option, model_option, print_result
 
 TOKEN = "DYNAMIXER_TOKEN"
 
@@ -15,7 +15,7 @@ TOKEN = "DYNAMIXER_TOKEN"
     epilog="Exit codes: 0 stopped by SIGTERM or SIGINT, after every request that was taken in was answered; "
     "1 it could not listen; 2 a mistake in what was asked for."
 )
-@click.option("--model", metavar="MODEL", help=model_help)
+@model_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all of them.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes any free one.")
 @click.option(
@@ -46,10 +46,11 @@ TOKEN = "DYNAMIXER_TOKEN"
 @fast_option
 @device_option
 @json_option
-def serve(model: str | None, token_file: Path | None, device: str, as_json: bool, **options: Any) -> None:
+def serve(model: str, token_file: Path | None, device: str, as_json: bool, **options: Any) -> None:
     """Open a page that shows how a trained model mixes, and a JSON API beside it.
 
     \b
+      dynamixer serve
       dynamixer serve --model runs/first
       dynamixer serve --model runs/photos --samples holiday/ --port 9000
       curl -F image=@cat.jpg http://127.0.0.1:8000/v1/predict
@@ -59,8 +60,6 @@ def serve(model: str | None, token_file: Path | None, device: str, as_json: bool
     """
     from dynamixer.errors import UserError  # noqa: PLC0415
 
-    if model is None:
-        raise UserError("no weights ship with this version yet: train a model (dynamixer train) and give --model RUN.")
     try:
         from dynamixer.serve import Settings  # noqa: PLC0415
         from dynamixer.serve import serve as run  # noqa: PLC0415

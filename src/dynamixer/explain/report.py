@@ -21,6 +21,7 @@ from dynamixer.explain.receptive import Receptive, check_token, receptive
 from dynamixer.logs import log
 from dynamixer.models.checkpoint import load
 from dynamixer.models.dynamixer import DynaMixer
+from dynamixer.models.shipped import DEFAULT
 from dynamixer.predict import Guess, find_pictures
 from dynamixer.progress import progress
 
@@ -48,7 +49,7 @@ class Explained:
 
 def explain(
     image: str | Path,
-    model: str | Path,
+    model: str | Path = DEFAULT,
     *,
     out: str | Path | None = None,
     token: tuple[int, int] | None = None,
@@ -63,7 +64,7 @@ def explain(
 
     Args:
         image: the file.
-        model: a run folder or a checkpoint.
+        model: a run folder, a checkpoint, or a model whose weights ship, which dynamixer_tiny is.
         out: the folder to write to; explain-NAME for NAME.jpg if None.
         token: (row, column) on the first grid, each from 0; the middle if None. In a later block it is the token at that place.
         blocks: whose matrices and overlays to draw, counted from 0; the first, a middle one and the last if None.

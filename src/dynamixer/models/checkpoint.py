@@ -21,6 +21,7 @@ from dynamixer.errors import RunError, UserError, did_you_mean
 from dynamixer.files import whole_file
 from dynamixer.models.about import CONFIG, FORMAT, KEY, check_depths, from_config, from_header
 from dynamixer.models.download import HUB, WEIGHTS, fetch
+from dynamixer.models.shipped import names, shipped
 
 MEMBERS = ("best.safetensors", "last.safetensors", WEIGHTS)  # of a run folder or the hub's, in the order of the search
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -102,7 +103,7 @@ def save_checkpoint(
 
 
 def find_checkpoint(model: str | Path) -> Path:
-    """The file that MODEL means: a checkpoint, the best one of a run folder, or one of the hub.
+    """The file that MODEL means: a checkpoint, the best one of a run folder, one of the hub, or one that ships.
 
     Raises:
         UserError: there is none.
@@ -118,15 +119,21 @@ def find_checkpoint(model: str | Path) -> Path:
         raise UserError(f"{path} is not a run folder: it has neither {' nor '.join(MEMBERS)}.")
     if path.is_file():
         return path
+    if (weights := shipped(str(model))) is not None:
+        return weights
+    ours = " and ".join(names())
     if timm.is_model(str(model)):
         raise UserError(
-            f"no weights ship for {model} yet: train it (dynamixer train model={model}) and give the run folder."
+            f"weights ship for {ours}, none for {model}: train it (dynamixer train model={model}) and give the run folder."
         )
-    raise UserError(f"there is no {path}: MODEL is a run folder or a .safetensors checkpoint that dynamixer wrote.")
+    raise UserError(
+        f"there is no {path}: MODEL is a run folder, a .safetensors checkpoint that dynamixer wrote, or {ours}."
+    )
 
 
 def load(model: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint:
-    """Load a trained model in evaluation mode: a run folder, a checkpoint, a folder as timm writes it, or hf-hub:OWNER/NAME.
+    """Load a trained model in evaluation mode: a run folder, a checkpoint, a folder as timm writes it, hf-hub:OWNER/NAME, or the
+    name of a model whose weights ship.
 
     The file may come from a stranger: it is read as data, and nothing in it is run.
 

@@ -9,11 +9,7 @@ from typing import Any, Literal
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SelectAdaptivePool2d, calculate_drop_path_rates, get_device_dtype, to_2tuple, trunc_normal_
-from timm.models import (
-    build_model_with_cfg,
-    generate_default_cfgs,
-    register_model,
-)
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn, sym_max
 from torch.nn import functional as F
@@ -21,6 +17,7 @@ from torch.nn import functional as F
 from dynamixer.errors import UserError
 from dynamixer.layers import AxisMixer, MixerLayer, PatchConv, Stage
 from dynamixer.mixing import Generator, Mixing
+from dynamixer.models.shipped import at_size, pretrained_cfg
 from dynamixer.models.variants import VARIANTS
 from dynamixer.ops.resample import same_length
 
@@ -284,6 +281,7 @@ def _cfg(name: str) -> dict[str, Any]:
     side = -(-v.img_size // v.patch_size) // 2
     return {
         "url": "",
+        **pretrained_cfg(name),
         "num_classes": v.num_classes,
         "input_size": (3, v.img_size, v.img_size),
         "pool_size": (side, side),
@@ -314,7 +312,9 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> DynaMixer:
         "reduced": v.reduced,
     }
     feature_cfg = {"out_indices": tuple(range(len(v.depths))), "feature_cls": "getter"}
-    model: DynaMixer = build_model_with_cfg(DynaMixer, name, pretrained, feature_cfg=feature_cfg, **(numbers | kwargs))
+    model: DynaMixer = build_model_with_cfg(
+        DynaMixer, name, pretrained, pretrained_filter_fn=at_size, feature_cfg=feature_cfg, **(numbers | kwargs)
+    )
     return model
 
 

@@ -15,6 +15,7 @@ from dynamixer.serve.limits import open_picture
 from dynamixer.serve.settings import Refused
 
 SHOWN, AVERAGED = 12, 64
+PHOTOS = Path(__file__).parent / "photos"
 
 
 @dataclass(frozen=True)
@@ -26,36 +27,47 @@ class Sample:
     thumbnail: str
 
 
-def find_samples(folder: Path | None, limits: Limits) -> list[Sample]:
+def find_samples(folder: Path | None, limits: Limits, classes: tuple[str, ...]) -> list[Sample]:
     """At most 64 pictures, the first 12 of which are for showing; both evenly from all folders within `folder`.
+
+    Without a folder: clothes for a model that knows their classes, else the photographs that ship.
 
     Raises:
         UserError: the folder is not there or has no picture that the server accepts.
     """
-    found = _shipped() if folder is None else _from_folder(folder)
-    samples, refused = [], 0
-    for name, encoded in found:
-        try:
-            picture = open_picture(encoded, limits)
-        except Refused as error:
-            refused += 1
-            log(f"sample {name} is left out: {error.sentence}")
-            continue
-        samples.append(Sample(name, encoded, _thumbnail(picture)))
+    if folder is not None:
+        samples = _accepted(_from_folder(folder), limits)
+    else:
+        clothes, theirs = _clothes()
+        samples = [] if theirs == classes else _accepted(_from_folder(PHOTOS), limits)
+        samples = samples or _accepted(clothes, limits)  # they are small: any limits let them in
     if not samples:
         raise UserError(f"{folder} has no picture that the server accepts: JPEG, PNG, WebP or BMP, one frame.")
     return samples
 
 
-def _shipped() -> list[tuple[str, bytes]]:
-    """Pictures of the subset of Fashion-MNIST, all classes in turn."""
+def _accepted(found: list[tuple[str, bytes]], limits: Limits) -> list[Sample]:
+    samples = []
+    for name, encoded in found:
+        try:
+            picture = open_picture(encoded, limits)
+        except Refused as error:
+            log(f"sample {name} is left out: {error.sentence}")
+            continue
+        samples.append(Sample(name, encoded, _thumbnail(picture)))
+    return samples
+
+
+def _clothes() -> tuple[list[tuple[str, bytes]], tuple[str, ...]]:
+    """Pictures of the subset of Fashion-MNIST, all classes in turn, and its classes."""
     source = open_data(EMBEDDED).test
     assert source is not None
     each: dict[int, list[int]] = {}
     for index, label in enumerate(source.labels):
         each.setdefault(int(label), []).append(index)
     chosen = [each[label][i] for i in range(8) for label in sorted(each) if i < len(each[label])]
-    return [(source.classes[int(source.labels[i])], source.encoded(i) or b"") for i in chosen[:AVERAGED]]
+    pictures = [(source.classes[int(source.labels[i])], source.encoded(i) or b"") for i in chosen[:AVERAGED]]
+    return pictures, source.classes
 
 
 def _from_folder(folder: Path) -> list[tuple[str, bytes]]:

@@ -17,6 +17,7 @@ from dynamixer.errors import RunError, UserError
 from dynamixer.files import reason
 from dynamixer.logs import log
 from dynamixer.models.checkpoint import load
+from dynamixer.models.shipped import DEFAULT
 from dynamixer.serve.app import Service
 from dynamixer.serve.guard import Guard
 from dynamixer.serve.samples import find_samples
@@ -39,7 +40,7 @@ def _raw_refusal(status: str, sentence: str, *headers: str) -> bytes:
 
 
 def serve(
-    model: str | Path,
+    model: str | Path = DEFAULT,
     settings: Settings | None = None,
     *,
     device: str = "auto",
@@ -48,7 +49,7 @@ def serve(
     """Serve a trained model until SIGTERM or SIGINT.
 
     Args:
-        model: a run folder or a checkpoint.
+        model: a run folder, a checkpoint, or a model whose weights ship, which dynamixer_tiny is.
         settings: where to listen and what to accept.
         device: auto, cpu, cuda, mps or xpu.
         ready: called with the address of the page once it can be opened.
@@ -60,10 +61,10 @@ def serve(
     settings = settings or Settings()
     listener = listen(settings)
     try:
-        samples = find_samples(settings.samples, settings.limits)
         checkpoint = load(model, device=resolve_device(device))
         if not checkpoint.classes:
             raise UserError(f"{checkpoint.path} has no classes: a model without a classifier has nothing to predict.")
+        samples = find_samples(settings.samples, settings.limits, checkpoint.classes)
         service = Service(checkpoint, settings, samples)
         if not settings.loopback and settings.token is None:
             log(f"everybody who reaches {settings.host} may use this server: DYNAMIXER_TOKEN asks for a token")

@@ -1,0 +1,81 @@
+"""The weights that come with the package."""
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+
+import dynamixer
+from dynamixer import UserError
+from dynamixer.models import shipped
+from helpers import shared_data
+
+MODELS = shipped.names()
+TESTS = {"dynamixer_tiny": "imagenette128/val.parquet", "dynamixer_nano": "cifar10/test.parquet"}
+
+
+def test_what_ships_is_small_and_has_cards():
+    assert shipped.DEFAULT in MODELS
+    assert sum(shipped.shipped(name).stat().st_size for name in MODELS) <= 16e6
+    for name in MODELS:
+        trained = dynamixer.load(name).trained
+        card = (shipped.FOLDER / name / "README.md").read_text()
+        assert f"| top-1 | {trained['test']['top1']:.2f} % |\n" in card
+        assert "seed" in trained
+        assert "/" not in trained["data"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_timm_creates_them_with_their_weights(name):
+    ours = dynamixer.load(name)
+    assert (ours.name, ours.args, ours.path) == (name, {"num_classes": 10}, shipped.shipped(name))
+    theirs = timm.create_model(name, pretrained=True).eval()
+    x = torch.randn(2, 3, *ours.preprocessing.size)
+    assert torch.equal(theirs(x), ours.model(x))
+    assert not torch.equal(timm.create_model(name).eval()(x), ours.model(x))
+    assert tuple(theirs.pretrained_cfg["label_names"]) == ours.classes
+    data = timm.data.resolve_model_data_config(theirs)
+    assert (data["input_size"][1:], data["mean"]) == (ours.preprocessing.size, ours.preprocessing.mean)
+    others = timm.create_model(name, pretrained=True, num_classes=3).eval()
+    assert torch.equal(others.forward_features(x), ours.model.forward_features(x))
+    assert others(x).shape == (2, 3)
+
+
+def test_at_another_size_they_compute_what_the_native_one_does_there():
+    native = timm.create_model(shipped.DEFAULT, pretrained=True, windows=False).eval()
+    made = timm.create_model(shipped.DEFAULT, pretrained=True, windows=False, img_size=(160, 96)).eval()
+    assert made.img_size == (160, 96)
+    x = torch.randn(2, 3, 160, 96)
+    torch.testing.assert_close(made(x), native(x), atol=1e-4, rtol=0)
+    assert (made(x) - made(x.flip(-1))).abs().max() > 1e-2
+
+
+def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / shipped.DEFAULT).mkdir()
+    with pytest.raises(UserError, match="is not a run folder"):
+        dynamixer.load(shipped.DEFAULT)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_card_says_from_what_they_were_trained(name):
+    folder = shipped.FOLDER / name
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["dynamixer"])["model"] == name
+    card = (folder / "README.md").read_text()
+    assert "epochs: " in card
+    assert "/tmp" not in card
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", MODELS)
+def test_they_are_as_good_as_their_cards_say(name):
+    data = shared_data(TESTS[name])
+    told = dynamixer.load(name).trained["test"]
+    found = dynamixer.evaluate(name, data)
+    assert found["images"] == told["images"]
+    assert found["top1"] >= told["top1"] - 0.1

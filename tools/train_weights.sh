@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Trains the weights that ship, as two processes of one thread, and puts them into the package. Stopped, the same command goes on.
+#
+#     tools/train_weights.sh tiny imagenette128 RUNS     the folder has train.parquet and val.parquet
+set -euo pipefail
+cd "$(dirname "$0")/.."
+which=$1 data=$2 runs=$3
+export OMP_NUM_THREADS=1
+
+train() { # NAME RECIPE KEY=VALUE...
+    .venv/bin/python -m torch.distributed.run --standalone --nproc-per-node 2 -m dynamixer train "$2" \
+        --data "$data/train.parquet" --out "$runs/$1" batch_size=64 ema=0.998 holdout=0.05 scale=0.25 drop_path=0.05 kernel=auto \
+        track=none "${@:3}"
+}
+
+case $which in
+tiny)
+    train tiny-64 imagenette_tiny size=64 epochs=24 warmup_epochs=2 lr=2e-3 checkpoint_every=50
+    train tiny-128 finetune weights="$runs/tiny-64" size=128 'sizes=[96,112,128]' epochs=6 warmup_epochs=0.5 lr=8e-4 \
+        layer_decay=none checkpoint_every=20
+    .venv/bin/python tools/ship.py "$runs/tiny-64" "$runs/tiny-128" --test "$data/val.parquet" --data "Imagenette (fast.ai, 128 px)"
+    ;;
+*)
+    echo "error: $which is none of: tiny" >&2
+    exit 2
+    ;;
+esac
