@@ -125,6 +125,26 @@ def test_the_int8_table_is_its_results_and_keeps_the_promise(monkeypatch):
     assert all(row["share"] >= INT8_SHARE and row["model_accuracy"] - row["file_accuracy"] <= 0.5 for row in rows)
 
 
+def test_the_transfer_table_is_its_results_and_fine_tuning_wins(monkeypatch):
+    results = json.loads((ROOT / "benchmarks/results/transfer.json").read_text())["results"]
+    assert between(TRAINING, "transfer.json") == benchmark("transfer", monkeypatch).table(results)
+    tuned, scratch = (results[way]["top1"] for way in ("fine-tuned", "from scratch"))
+    assert all(one > other for one, other in zip(tuned, scratch, strict=True))
+
+
+def test_the_imagenet_tables_are_the_results_and_the_arithmetic(monkeypatch):
+    runs = json.loads((ROOT / "benchmarks/results/imagenet.json").read_text())["runs"]
+    imagenet = benchmark("imagenet", monkeypatch)
+    assert between(TRAINING, "imagenet.json") == imagenet.table(runs)
+    assert between(TRAINING, "imagenet.cost") == imagenet.cost()
+    assert all(run["steps"] == 20 and 0 < run["resumed_after_epochs"] < imagenet.EPOCHS for run in runs.values())
+
+
+def test_the_table_of_weights_is_what_ships(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    assert between(MODELS, "weights") == between(README, "weights") == importlib.import_module("ship").table()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_inside_the_repository_lead_somewhere(page):
     for target in re.findall(r"(?:\]\(|src=\")([^)#\"]+)", page.read_text(encoding="utf-8")):
