@@ -18,6 +18,7 @@ from dynamixer.explain import average
 from dynamixer.explain.matrices import AXES
 from dynamixer.files import write_text
 from dynamixer.models.checkpoint import Checkpoint, load
+from dynamixer.native import keep_memory
 from dynamixer.study.rows import MAIN, PEERS, ROWS, SEEDS, TABLES, Run
 
 SIZES = (24, 28, 36, 40, 48)  # beside the native 32
@@ -28,7 +29,7 @@ KINDS = (
     "gaussian_blur", "snow", "frost", "fog", "brightness", "contrast", "saturate", "elastic_transform", "pixelate",
     "jpeg_compression", "spatter",
 )  # fmt: skip
-BATCH = 100
+BATCH = 50
 
 
 def parts_of(run: Run, *, corrupted: bool) -> list[str]:
@@ -130,6 +131,7 @@ def main(task: str) -> None:
 
     Parts that are there already, from before a stop, are left as they are.
     """
+    keep_memory()
     told = json.loads(task)
     corrupted, out = Path(told["corrupted"]) if told["corrupted"] else None, Path(told["out"])
     found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}

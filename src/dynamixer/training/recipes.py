@@ -63,7 +63,7 @@ def study_cifar10() -> TrainConfig:
     return TrainConfig(
         data="CIFAR10",
         model="dynamixer_nano",
-        epochs=3,
+        epochs=2,
         batch_size=64,
         lr=2e-3,
         warmup_epochs=0.5,
@@ -81,7 +81,7 @@ def study_imagenette() -> TrainConfig:
         data="imagenette128",
         model="dynamixer_tiny",
         size=112,
-        epochs=6,
+        epochs=4,
         batch_size=64,
         lr=1e-3,
         warmup_epochs=1,
