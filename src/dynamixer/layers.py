@@ -15,7 +15,7 @@ from dynamixer.errors import UserError
 from dynamixer.mixing import Generator, Mixing
 from dynamixer.ops import DenseWeights, DynamicWeights, StaticWeights, Weights, batched_mixing, mixing_matrices
 from dynamixer.ops.fused import fused_mix, why_not_fused
-from dynamixer.ops.lean import gelu_linear, weighted_linear
+from dynamixer.ops.lean import gelu_linear, weighted_linear, weighted_sum
 from dynamixer.ops.resample import interpolation, same_length
 
 
@@ -197,11 +197,12 @@ class DynaMixerBlock(nn.Module):
         branches = self.branches(x)
         if self.reweight is None:
             return self.project(sum(branches[1:], start=branches[0]))
-        weights = self.branch_weights(branches)[:, None, None]
+        shares = (
+            self.branch_weights(branches).movedim(-1, 0).contiguous()[:, :, None, None]
+        )  # a stride of 3 reads slowly
         if _lean(self, self.project):
-            return weighted_linear(weights, branches, self.project.weight, self.project.bias)
-        parts = [branch * weights[..., i] for i, branch in enumerate(branches)]
-        return self.project(sum(parts[1:], start=parts[0]))
+            return weighted_linear(shares, branches, self.project.weight, self.project.bias)
+        return self.project(weighted_sum(shares, branches))
 
     def set_grid(self, grid: tuple[int, int]) -> None:
         """Make `grid` the native one (see AxisMixer.set_length)."""

@@ -49,7 +49,7 @@ def numbers(*shapes):
 
 def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(gelu_linear, numbers((2, 3, 5), (4, 5), (4,)))
-    shares, weight, bias, *branches = numbers((2, 1, 1, 5, 3), (4, 5), (4,), *3 * [(2, 3, 2, 5)])
+    shares, weight, bias, *branches = numbers((3, 2, 1, 1, 5), (4, 5), (4,), *3 * [(2, 3, 2, 5)])
     assert torch.autograd.gradcheck(
         lambda s, w, b, *parts: weighted_linear(s, parts, w, b), (shares, weight, bias, *branches)
     )

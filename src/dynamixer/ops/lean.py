@@ -27,22 +27,25 @@ class _WeightedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shares: Tensor, weight: Tensor, bias: Tensor, *branches: Tensor) -> Tensor:
         ctx.save_for_backward(shares, weight, bias, *branches)
-        return F.linear(_weighted(shares, branches), weight, bias)
+        return F.linear(weighted_sum(shares, branches), weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         shares, weight, bias, *branches = ctx.saved_tensors
         inner = grad @ weight.to(grad.dtype)
-        grad_shares = torch.stack([(inner * branch).sum((-3, -2), keepdim=True) for branch in branches], -1)
-        layer = _of_layer(grad, _weighted(shares, branches), weight, bias)
-        mixed = ((inner * shares[..., i]).to(branch.dtype) for i, branch in enumerate(branches))
+        grad_shares = torch.stack([(inner * branch).sum((-3, -2), keepdim=True) for branch in branches])
+        layer = _of_layer(grad, weighted_sum(shares, branches), weight, bias)
+        mixed = ((inner * share).to(branch.dtype) for share, branch in zip(shares, branches, strict=True))
         return grad_shares.to(shares.dtype), *layer, *mixed
 
 
-def _weighted(shares: Tensor, branches: Sequence[Tensor]) -> Tensor:
-    parts = [branch * shares[..., i] for i, branch in enumerate(branches)]
-    return sum(parts[1:], start=parts[0])
+def weighted_sum(shares: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    """The sum of branches [B, H, W, C], each times its share; `shares` are [branches, B, 1, 1, C]."""
+    total = branches[0] * shares[0]
+    for share, branch in zip(shares[1:], branches[1:], strict=True):
+        total = torch.addcmul(total, branch, share)
+    return total
 
 
 def _of_layer(grad: Tensor, read: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,9 +64,9 @@ def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def weighted_linear(shares: Tensor, branches: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-    """`linear(sum of branches [B, H, W, C], each times its share, weight, bias)`, which sums again in the backward pass.
+    """`linear(weighted_sum(shares, branches), weight, bias)`, which sums again in the backward pass.
 
-    `shares` are [B, 1, 1, C, branches]. Gradients of gradients are not defined.
+    Gradients of gradients are not defined.
     """
     result: Tensor = _WeightedLinear.apply(shares, weight, bias, *branches)
     return result
