@@ -9,7 +9,8 @@ from dynamixer.native import keep_memory
 assert keep_memory() if sys.argv[1] == "keep" else True
 def step():
     return [torch.zeros(2**22) for _ in range(4)]
-step()
+for _ in range(5):
+    step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
     step()
@@ -23,6 +24,4 @@ def test_memory_that_is_kept_is_not_asked_for_again():
         done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    pages = 10 * 4 * 2**24 // 4096
-    assert faults("give back") > pages / 2
-    assert faults("keep") < pages / 20
+    assert faults("keep") < faults("give back") / 5  # how large a page is, the system decides

@@ -35,9 +35,7 @@ def evaluate(model: str, data: str, as_json: bool, **options: Any) -> None:
       dynamixer eval runs/first --data photos/ --size 160 --out confusion.png
     """
     from dynamixer.evaluate import evaluate as run  # noqa: PLC0415
-    from dynamixer.native import keep_memory  # noqa: PLC0415
 
-    keep_memory()
     result = run(model, data, **options)
     skipped = f"{result['skipped']} skipped, " if result["skipped"] else ""
     text = (

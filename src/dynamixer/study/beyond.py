@@ -77,7 +77,7 @@ def _less_data(results: Results) -> tuple[str, dict[str, Picture]]:
     steps = config_of(runs()[0], "")
     count = DATASETS["cifar10"].pictures * steps.epochs // steps.batch_size
     name = "evidence-6-data.png"
-    picture = series("Less data, the same number of steps", "training pictures (%)", "top-1 (%)", _values(found))
+    picture = series("Less data, about the same number of steps", "training pictures (%)", "top-1 (%)", _values(found))
     lines = [[ROWS[row].label, *_cells(v, SHARES)] for row, v in found.items()]
     says = "; ".join(
         _against(f"at {share} %", found["dynamic"][share], found["static"][share]) for share in map(float, SHARES)

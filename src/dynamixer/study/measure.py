@@ -18,7 +18,6 @@ from dynamixer.explain import average
 from dynamixer.explain.matrices import AXES
 from dynamixer.files import write_text
 from dynamixer.models.checkpoint import Checkpoint, load
-from dynamixer.native import keep_memory
 from dynamixer.study.rows import MAIN, PEERS, ROWS, SEEDS, TABLES, Run
 
 SIZES = (24, 28, 36, 40, 48)  # beside the native 32
@@ -131,7 +130,6 @@ def main(task: str) -> None:
 
     Parts that are there already, from before a stop, are left as they are.
     """
-    keep_memory()
     told = json.loads(task)
     corrupted, out = Path(told["corrupted"]) if told["corrupted"] else None, Path(told["out"])
     found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}

@@ -95,7 +95,7 @@ def sentence(lines: Sequence[Line]) -> str:
     compared = [line for line in lines if line.row != BASE]
     known = [line for line in compared if line.difference is not None]
     if not known:
-        return "Not yet run."
+        return "Nothing to compare yet." if any(line.tops for line in lines) else "Not yet run."
     sides = {1: [v for v in known if _sign(v) > 0], -1: [v for v in known if _sign(v) < 0]}
     base = next((line.label for line in lines if line.row == BASE), BASE)
     parts = [
@@ -170,11 +170,13 @@ def blocks(results: Results) -> tuple[dict[str, str], dict[str, Picture]]:
         for dataset in ("cifar10", "imagenette") if number == 1 else ("cifar10",):
             lines = lines_of(number, dataset, results)
             done, all_of_it = share_of(results, [run for run in runs(number) if run.dataset == dataset])
-            parts.append(f"{DATASETS[dataset].title}; {done} of {all_of_it} runs are done.")
+            parts.append(f"{DATASETS[dataset].title}; runs done: {done} of {all_of_it}.")
             if done:
+                parts.append(table_text(dataset, lines, results))
+            if any(line.difference for line in lines):
                 name = f"evidence-{number}{'-imagenette' if dataset != 'cifar10' else ''}.png"
                 pictures[name] = _drawn(number, dataset, lines)
-                parts += [table_text(dataset, lines, results), f"![{pictures[name].caption}](images/{name})"]
+                parts.append(f"![{pictures[name].caption}](images/{name})")
             parts.append(contrasts(dataset, results) if number == 1 else "")
             parts.append(sentence(lines))
         text[str(number)] = "\n\n".join(part for part in parts if part)

@@ -196,7 +196,7 @@ def config_of(run: Run, data: str, changes: dict[str, Any] | None = None) -> Tra
     )
     if run.share == 100:
         return config
-    longer = 100 / run.share  # the same number of steps
+    longer = 100 / run.share  # about the same number of steps
     return dataclasses.replace(
         config,
         limit_train=round((config.limit_train or dataset.pictures) / longer),
