@@ -81,7 +81,7 @@ def measure_ceiling(
     products = []
     for (m, k, n), count in shapes(model, pictures).items():
         x, weight, bias = (torch.randn(*size).to(dtype) for size in ((m, k), (n, k), (n,)))
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.to_mkldnn(), m) if dtype == torch.bfloat16 else None
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, m) if dtype == torch.bfloat16 else None
         ways = (
             partial(nn.functional.linear, x, weight, bias),
             partial(torch.ops.mkldnn._linear_pointwise, x, weight if packed is None else packed, bias, "none", [], ""),
