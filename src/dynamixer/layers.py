@@ -15,7 +15,7 @@ from dynamixer.errors import UserError
 from dynamixer.mixing import Generator, Mixing
 from dynamixer.ops import DenseWeights, DynamicWeights, StaticWeights, Weights, batched_mixing, mixing_matrices
 from dynamixer.ops.fused import fused_mix, why_not_fused
-from dynamixer.ops.lean import gelu_linear, weighted_linear, weighted_sum
+from dynamixer.ops.layer import Axis, Plan, kind_of, mixer_layer, why_not_layer
 from dynamixer.ops.resample import interpolation, same_length
 
 
@@ -138,12 +138,7 @@ def _linear_of(weight: Tensor, bias: Tensor, old: nn.Linear) -> nn.Linear:
 
 @register_notrace_module  # its shapes are Python integers, which torch.fx's proxies are not
 class DynaMixerBlock(nn.Module):
-    """Row, column and channel branches, fused by the paper's reweighting and projected: [B, H, W, C] -> the same.
-
-    With `lean` their weighted sum is not kept for the backward pass (see dynamixer.use_kernel).
-    """
-
-    lean = False
+    """Row, column and channel branches, fused by the paper's reweighting and projected: [B, H, W, C] -> the same."""
 
     def __init__(
         self,
@@ -197,12 +192,11 @@ class DynaMixerBlock(nn.Module):
         branches = self.branches(x)
         if self.reweight is None:
             return self.project(sum(branches[1:], start=branches[0]))
-        shares = (
-            self.branch_weights(branches).movedim(-1, 0).contiguous()[:, :, None, None]
-        )  # a stride of 3 reads slowly
-        if _lean(self, self.project):
-            return weighted_linear(shares, branches, self.project.weight, self.project.bias)
-        return self.project(weighted_sum(shares, branches))
+        shares = self.branch_weights(branches).movedim(-1, 0).contiguous()[:, :, None, None]  # a stride of 3 reads slowly
+        total = branches[0] * shares[0]
+        for share, branch in zip(shares[1:], branches[1:], strict=True):
+            total = torch.addcmul(total, branch, share)
+        return self.project(total)
 
     def set_grid(self, grid: tuple[int, int]) -> None:
         """Make `grid` the native one (see AxisMixer.set_length)."""
@@ -213,25 +207,13 @@ class DynaMixerBlock(nn.Module):
             self.row.set_length(grid[1])
 
 
-class LeanMlp(Mlp):
-    """timm's MLP, which with `lean` keeps half as much for the backward pass (see dynamixer.use_kernel)."""
-
-    lean = False
-
-    def forward(self, x: Tensor) -> Any:
-        """Apply it to [..., C]."""
-        if _lean(self, self.fc2):
-            return gelu_linear(self.fc1(x), self.fc2.weight, self.fc2.bias)
-        return super().forward(x)
-
-
-def _lean(module: Any, last: nn.Module) -> bool:
-    """Whether to keep little for a backward pass: compilers choose that for themselves, and a changed layer is left alone."""
-    return module.lean and torch.is_grad_enabled() and type(last) is nn.Linear and not torch.compiler.is_compiling()
-
-
 class MixerLayer(nn.Module):
-    """One layer of the network: the mixing block and an MLP, each normalised before and added after."""
+    """One layer of the network: the mixing block and an MLP, each normalised before and added after.
+
+    With `fused` the C++ kernels compute all of it wherever they can (see dynamixer.use_kernel).
+    """
+
+    fused = False
 
     def __init__(
         self,
@@ -250,13 +232,75 @@ class MixerLayer(nn.Module):
         self.norm1 = nn.LayerNorm(dim, **dd)
         self.mixer = DynaMixerBlock(dim, grid, segments, reduced, mixing, **dd)
         self.norm2 = nn.LayerNorm(dim, **dd)
-        self.mlp = LeanMlp(dim, 3 * dim, **dd)
+        self.mlp = Mlp(dim, 3 * dim, **dd)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to [B, H, W, C]."""
+        if self.fused and self.why_not_fused(x) is None:
+            plan, parameters = self.plan()
+            return mixer_layer(plan, x.to(kind_of(x)), self._drop(x), parameters)
         x = x + self.drop_path(self.mixer(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def _drop(self, x: Tensor) -> Tensor | None:
+        """What drop path multiplies each image with, of the block and of the MLP: [B, 2], drawn as it draws; None for 1."""
+        if not self.training or isinstance(self.drop_path, nn.Identity):
+            return None
+        ones = x.new_ones(len(x), 1, 1, 1)
+        return torch.stack([self.drop_path(ones).flatten(), self.drop_path(ones).flatten()], dim=1).float()
+
+    def plan(self) -> tuple[Plan, list[Tensor]]:
+        """What the C++ kernels have to know of the layer, and its parameters in the plan's order."""
+        mixer, named = self.mixer, dict[str, Tensor | None]()
+
+        def note(name: str, part: Any) -> None:
+            named.update({f"{name}.weight": part.weight, f"{name}.bias": part.bias})
+
+        for name, part in {
+            "norm1": self.norm1,
+            "project": mixer.project,
+            "norm2": self.norm2,
+            "fc1": self.mlp.fc1,
+            "fc2": self.mlp.fc2,
+        }.items():
+            note(name, part)
+        axes = []
+        for name, axis, one in (("column", 1, mixer.row if mixer.shared else mixer.column), ("row", 2, mixer.row)):
+            if one is None:
+                continue
+            dynamic = one.generator == "dynamic"
+            axes.append(Axis(name, axis, one.segments, one.softmax, dynamic, one.static is not None))
+            note(f"{name}.project", one.project)
+            if dynamic:
+                note(f"{name}.reduce", one.reduce)
+                note(f"{name}.generate", one.generate)
+            named[f"{name}.static"] = one.static if dynamic else one.matrices
+        if mixer.channel is not None:
+            note("channel.project", mixer.channel)
+        if mixer.reweight is not None:
+            note("reweight.fc1", mixer.reweight.fc1)
+            note("reweight.fc2", mixer.reweight.fc2)
+        given = {name: value for name, value in named.items() if value is not None}
+        eps = self.norm1.eps, self.norm2.eps
+        plan = Plan(tuple(axes), mixer.channel is not None, mixer.reweight is not None, eps, tuple(given))
+        return plan, list(given.values())
+
+    def why_not_fused(self, x: Tensor) -> str | None:
+        """Why the C++ kernels cannot compute the layer for x, or None: a clause to end a sentence with."""
+        axes = {-3: self.mixer.row if self.mixer.shared else self.mixer.column, -2: self.mixer.row}
+        for axis, one in axes.items():
+            if one is not None and (why := why_not_fused(x, one.weights(), axis=axis, length=one.length)):
+                return why
+        parts = [*self.modules()][1:]
+        if not {type(part) for part in parts} <= _PARTS or any(type(p) is not nn.Parameter for p in self.parameters()):
+            return "a part of it was replaced"
+        if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
+            return "a part of it has a hook"
+        return why_not_layer(x)
+
+
+_PARTS = {nn.Linear, nn.LayerNorm, nn.Identity, nn.GELU, nn.Dropout, Mlp, DropPath, AxisMixer, DynaMixerBlock}
 
 
 @register_notrace_module  # pads by amounts that depend on the picture's size

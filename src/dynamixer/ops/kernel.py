@@ -1,4 +1,4 @@
-"""Builds csrc/mixing.cpp for the processor at hand, once, and loads it (docs/adr/0007-speed.md)."""
+"""Builds what is in csrc for the processor at hand, once, and loads it (docs/adr/0007-speed.md)."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ import torch
 from dynamixer.errors import UserError
 from dynamixer.native import cache_folder, digest
 
-SOURCE = Path(__file__).with_name("csrc") / "mixing.cpp"
+SOURCES = Path(__file__).with_name("csrc")
 SECONDS = 600  # that a compiler may take
 
 
@@ -32,7 +32,7 @@ def load_kernel() -> str | None:
 def _built() -> Path:
     command = _command()
     folder = cache_folder("kernels")
-    library = folder / f"mixing-{digest(SOURCE.read_bytes(), *command)}.so"
+    library = folder / f"kernels-{digest(*(file.read_bytes() for file in sorted(SOURCES.iterdir())), *command)}.so"
     if library.exists():
         return library
     with tempfile.TemporaryDirectory(dir=folder) as space:  # renamed when whole: no lock that a kill could leave behind
@@ -56,7 +56,7 @@ def _command() -> list[str]:
         *("-std=c++20", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"),
         *vectors,
         *(f"-isystem{path}" for path in cpp_extension.include_paths()),
-        str(SOURCE),
+        *(str(file) for file in sorted(SOURCES.glob("*.cpp"))),
         *(f"-L{path}" for path in cpp_extension.library_paths()),
         *("-ltorch", "-ltorch_cpu", "-lc10"),
     ]

@@ -3,7 +3,7 @@
 from torch import nn
 
 from dynamixer.errors import UserError
-from dynamixer.layers import AxisMixer, DynaMixerBlock, LeanMlp
+from dynamixer.layers import AxisMixer, MixerLayer
 from dynamixer.ops.kernel import load_kernel
 
 
@@ -24,9 +24,7 @@ def use_kernel(model: nn.Module) -> nn.Module:
         )
     if why_not := load_kernel():
         raise UserError(why_not)
-    for mixer in mixers:
-        mixer.fused = True
     for part in model.modules():
-        if isinstance(part, DynaMixerBlock | LeanMlp):
-            part.lean = True
+        if isinstance(part, AxisMixer | MixerLayer):
+            part.fused = True
     return model

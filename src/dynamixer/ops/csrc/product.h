@@ -1,0 +1,248 @@
+// Vectors, and matrix products of a few tokens with weights that were packed for them, in fp32 or bf16 with sums in fp32.
+//
+// A word is 32 bits of what is summed over: one fp32 number, or two neighbours in bf16, which one instruction multiplies. Letters: K what is
+// summed over, N columns of the result. A panel is WIDTH columns side by side: [words of K, WIDTH].
+#pragma once
+
+#include <torch/types.h>
+
+#include <cstring>
+#include <type_traits>
+#include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace dynamixer {
+
+#ifdef __AVX512F__
+constexpr int64_t LANES = 16, ROWS = 8;
+#else
+constexpr int64_t LANES = 8, ROWS = 4;
+#endif
+#ifdef __AVX512BF16__
+constexpr bool HALF = true;  // whether bf16 is multiplied by the processor itself
+#else
+constexpr bool HALF = false;
+#endif
+typedef float Vec __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef uint32_t Word __attribute__((may_alias, aligned(2)));
+
+template <typename T>
+constexpr int64_t PER_WORD = 4 / sizeof(T);
+
+inline int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+template <typename T>
+int64_t words_of(int64_t k) { return (k + PER_WORD<T> - 1) / PER_WORD<T>; }
+
+inline Vec broadcast(float x) { return x - Vec{}; }
+
+template <typename T>
+Vec get(const T* from) {
+  if constexpr (std::is_same_v<T, float>) return *(const Vec*)from;
+#ifdef __AVX512BF16__
+  else return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16);
+#else
+  else return Vec{};
+#endif
+}
+
+template <typename T>
+void put(T* to, Vec v) {
+  if constexpr (std::is_same_v<T, float>) *(Vec*)to = v;
+#ifdef __AVX512BF16__
+  else _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+#endif
+}
+
+inline float total(Vec v) {
+  float sum = 0;
+  for (int i = 0; i < LANES; ++i) sum += v[i];
+  return sum;
+}
+
+// e to the x, within two units of the last place, or ROUGH within 5e-5 of itself; 0 below -87, where fp32 ends.
+template <bool ROUGH>
+Vec exponential(Vec x) {
+  const Vec magic = broadcast(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number
+  const Vec shifted = x * 1.44269504f + magic, whole = shifted - magic;
+  const Vec r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
+  Vec sum = broadcast(ROUGH ? 1.f / 24 : 1.f / 5040);
+  if constexpr (!ROUGH)
+    for (float one : {1.f / 720, 1.f / 120, 1.f / 24}) sum = sum * r + one;
+  for (float one : {1.f / 6, 1.f / 2, 1.f, 1.f}) sum = sum * r + one;
+  const Ints power = ((Ints)shifted << 23) + (127 << 23);  // the low bits of `shifted` are the whole number
+  return (Vec)((Ints)(sum * (Vec)power) & (x > -87.f));
+}
+
+// GELU and its derivative. The error function is Abramowitz and Stegun's: for fp32 their 7.1.26, within 1.5e-7, for bf16 their
+// 7.1.25, within 2.5e-5, which rounding to bf16 hides.
+struct Gelu {
+  Vec value, slope;
+};
+template <typename T>
+Gelu gelu(Vec x) {
+  constexpr bool ROUGH = !std::is_same_v<T, float>;
+  const Vec size = (Vec)((Ints)x & 0x7fffffff), density = exponential<ROUGH>(x * x * -0.5f);
+  const Vec steps = 1.f + size * ((ROUGH ? 0.47047f : 0.3275911f) * 0.70710678f);
+  Vec t, sum;
+  if constexpr (ROUGH) {
+#ifdef __AVX512F__
+    t = (Vec)_mm512_rcp14_ps((__m512)steps);
+#else
+    t = 1.f / steps;
+#endif
+    sum = (0.7478556f * t - 0.0958798f) * t + 0.3480242f;
+  } else {
+    t = 1.f / steps, sum = broadcast(1.061405429f);
+    for (float one : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) sum = sum * t + one;
+  }
+  const Vec tail = 0.5f * sum * t * density;  // of the normal distribution beyond |x|
+  const Vec below = x < 0.f ? tail : 1.f - tail;
+  return {x * below, below + x * density * 0.39894228f};
+}
+
+template <typename T>
+inline Vec add_product(Vec sum, Word left, const Word* right) {
+  if constexpr (std::is_same_v<T, float>) {
+    float value;
+    std::memcpy(&value, &left, 4);
+    return sum + value * *(const Vec*)right;
+  }
+#ifdef __AVX512BF16__
+  else return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(left), (__m512bh)_mm512_loadu_si512(right));
+#else
+  else return sum;
+#endif
+}
+
+// out[MR][NV * LANES] = the sum over words p of a[i * row + p * step] b[p * apart + ...].
+template <typename T, int MR, int NV>
+void tile(int64_t words, const Word* a, int64_t row, int64_t step, const Word* b, int64_t apart, float* out) {
+  Vec sum[MR][NV];
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 3
+    for (int j = 0; j < NV; ++j) sum[i][j] = Vec{};
+  for (int64_t p = 0; p < words; ++p, a += step, b += apart) {
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 3
+      for (int j = 0; j < NV; ++j) sum[i][j] = add_product<T>(sum[i][j], a[i * row], b + j * LANES);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 3
+    for (int j = 0; j < NV; ++j) *(Vec*)(out + (i * NV + j) * LANES) = sum[i][j];
+}
+
+// How many vectors of columns a panel has.
+inline int64_t panel_of(int64_t columns) {
+  if (columns % (3 * LANES) == 0) return 3;
+  return columns <= LANES ? 1 : 2;
+}
+
+struct Panels {
+  const Word* at;
+  int64_t words, columns, vectors;  // columns are whole panels
+  Panels(const Word* at_, int64_t words_, int64_t columns_)
+      : at(at_), words(words_), columns(up(columns_, panel_of(columns_) * LANES)), vectors(panel_of(columns_)) {}
+};
+
+// The products of `rows` rows with panels; `use` is told each vector of the result, its row and its first column.
+// a[i * row + p * step] is word p of row i, or with BLOCKED a[(i / ROWS * words + p) * ROWS + i % ROWS].
+template <typename T, bool BLOCKED, int NV, typename Use>
+void multiply_by(int64_t rows, const Word* a, int64_t row, const Panels& b, Use use) {
+  float made[ROWS * NV * LANES];
+  for (int64_t first = 0; first < b.columns; first += NV * LANES) {
+    const Word* panel = b.at + first * b.words;
+    int64_t i = 0;
+    const auto tell = [&](int64_t some) {
+      for (int64_t k = 0; k < some; ++k)
+        for (int j = 0; j < NV; ++j) use(i + k, first + j * LANES, *(const Vec*)(made + (k * NV + j) * LANES));
+    };
+    for (; i + ROWS <= rows; i += ROWS) {
+      if constexpr (BLOCKED) tile<T, ROWS, NV>(b.words, a + i * b.words, 1, ROWS, panel, NV * LANES, made);
+      else tile<T, ROWS, NV>(b.words, a + i * row, row, 1, panel, NV * LANES, made);
+      tell(ROWS);
+    }
+    if constexpr (!BLOCKED)
+      for (; i < rows; ++i) {
+        tile<T, 1, NV>(b.words, a + i * row, row, 1, panel, NV * LANES, made);
+        tell(1);
+      }
+  }
+}
+
+template <typename T, bool BLOCKED = false, typename Use>
+void multiply(int64_t rows, const Word* a, int64_t row, const Panels& b, Use use) {
+  if (b.vectors == 3) return multiply_by<T, BLOCKED, 3>(rows, a, row, b, use);
+  if (b.vectors == 2) return multiply_by<T, BLOCKED, 2>(rows, a, row, b, use);
+  multiply_by<T, BLOCKED, 1>(rows, a, row, b, use);
+}
+
+// The same for rows of tokens in memory, `apart` numbers from one to the next.
+template <typename T, typename Use>
+void multiply_rows(int64_t rows, const T* a, int64_t apart, const Panels& b, Use use) {
+  multiply<T>(rows, (const Word*)a, apart / PER_WORD<T>, b, use);
+}
+
+// Rows of numbers [rows, columns] for a sum over rows: blocks of `width` columns, each [words of rows, width]; what is missing is zero.
+template <typename T>
+void turn(int64_t rows, int64_t columns, const T* from, int64_t apart, int64_t width, Word* to) {
+  const int64_t words = words_of<T>(rows), padded = up(columns, width);
+  for (int64_t p = 0; p < words; ++p)
+    for (int64_t first = 0; first < padded; first += width) {
+      Word* out = to + first * words + p * width;
+      for (int64_t i = 0; i < width; ++i) {
+        T pair[PER_WORD<T>];
+        for (int64_t q = 0; q < PER_WORD<T>; ++q) {
+          const int64_t r = p * PER_WORD<T> + q;
+          pair[q] = r < rows && first + i < columns ? from[r * apart + first + i] : T(0);
+        }
+        std::memcpy(out + i, pair, 4);
+      }
+    }
+}
+
+#ifdef __AVX512BF16__
+// Eight columns of two rows at a time.
+template <>
+inline void turn<at::BFloat16>(int64_t rows, int64_t columns, const at::BFloat16* from, int64_t apart, int64_t width, Word* to) {
+  const int64_t words = words_of<at::BFloat16>(rows), padded = up(columns, width);
+  for (int64_t p = 0; p < words; ++p) {
+    const at::BFloat16 *one = from + 2 * p * apart, *two = 2 * p + 1 < rows ? one + apart : nullptr;
+    for (int64_t i = 0; i < padded; i += 8) {
+      const auto eight = [&](const at::BFloat16* row) {
+        return row && i < columns ? _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(row + i))) : _mm256_setzero_si256();
+      };
+      _mm256_storeu_si256((__m256i*)(to + i / width * width * words + p * width + i % width),
+                          _mm256_or_si256(eight(one), _mm256_slli_epi32(eight(two), 16)));
+    }
+  }
+}
+#endif
+
+// The sum over `rows` rows of left[., n] right[., k] for all n and k, told to `use` by n and the first of a vector of k. The columns of both are
+// multiples of LANES.
+template <typename T>
+struct Outer {
+  std::vector<Word> left, right;
+
+  template <typename Use>
+  void operator()(int64_t rows, int64_t n, int64_t k, Use use) {
+    multiply<T, true>(n, left.data(), 0, Panels(right.data(), words_of<T>(rows), k), use);
+  }
+  void set_left(int64_t rows, int64_t n, const T* from) {
+    left.resize(words_of<T>(rows) * n);
+    turn<T>(rows, n, from, n, ROWS, left.data());
+  }
+  void set_right(int64_t rows, int64_t k, const T* from) {
+    const int64_t width = panel_of(k) * LANES;
+    right.resize(words_of<T>(rows) * up(k, width));
+    turn<T>(rows, k, from, k, width, right.data());
+  }
+};
+
+}  // namespace dynamixer
