@@ -218,9 +218,9 @@ def test_without_a_compiler_there_is_one_sentence(fresh, monkeypatch):
 
 
 def test_what_the_compiler_says_is_told_and_nothing_stays(fresh, monkeypatch, tmp_path):
-    broken = tmp_path / "broken.cpp"
-    broken.write_text("int x = ;")
-    monkeypatch.setattr(kernel, "SOURCE", broken)
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "broken.cpp").write_text("int x = ;")
+    monkeypatch.setattr(kernel, "SOURCES", tmp_path / "csrc")
     assert "error" in kernel.load_kernel()
     assert list((fresh / "kernels").iterdir()) == []
 

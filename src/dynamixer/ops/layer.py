@@ -192,7 +192,8 @@ def _shares(plan: Plan, means: Tensor, w: dict[str, Tensor]) -> Tensor:
         )
         hidden = F.gelu(F.linear(mean, w["reweight.fc1.weight"], w["reweight.fc1.bias"]))
         logits = F.linear(hidden, w["reweight.fc2.weight"], w["reweight.fc2.bias"])
-        return logits.unflatten(-1, (-1, len(plan.branches))).softmax(-1).movedim(-1, 1).contiguous()
+        by_branch = logits.unflatten(-1, (-1, len(plan.branches))).movedim(-1, 1).contiguous()
+        return by_branch.softmax(1)  # over an axis that is not the last one it runs along whole vectors
 
 
 def _shares_grads(

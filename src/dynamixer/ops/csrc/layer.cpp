@@ -267,7 +267,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tail(const Tensor& x, TensorList mixe
       });
       normalise<T>(rows, c, norm, middle, normal);
       T* before = keep ? data<T>(hidden) + at * f : nullptr;
-      multiply_rows<T>(rows, normal, c, panels(fc1, words, f), [=](int64_t r, int64_t n, Vec v) {
+      multiply_rows<T, Told::in_loop>(rows, normal, c, panels(fc1, words, f), [=](int64_t r, int64_t n, Vec v) {
         v += get(shift1 + n);
         if (before) put(before + r * f + n, v);
         put(active + r * f + n, gelu<T>(v).value);
@@ -314,7 +314,7 @@ std::vector<Tensor> tail_grads(const Tensor& grad, TensorList mixed, const Tenso
       const T* projected = one == 1 ? to : room(space.projected, PIECE * c);
       for (int64_t at = 0; at < all; at += TILE) {
         const int64_t rows = std::min(TILE, all - at);
-        multiply_rows<T>(rows, outer + at * c, c, by_fc2, [=](int64_t r, int64_t n, Vec v) {
+        multiply_rows<T, Told::in_loop>(rows, outer + at * c, c, by_fc2, [=](int64_t r, int64_t n, Vec v) {
           const int64_t i = (at + r) * f + n;
           const Gelu both = gelu<T>(get(before + i));
           put(active + i, both.value), put(hidden_grad + i, v * both.slope);
@@ -328,7 +328,7 @@ std::vector<Tensor> tail_grads(const Tensor& grad, TensorList mixed, const Tenso
       const auto layer = [&](int64_t n, const T* left, int64_t k, const T* right, Sum& sum, Sum& bias) {
         space.outer.set_left(all, n, left), space.outer.set_right(all, k, right);
         float* mine = sum.mine();
-        space.outer(all, n, k, [=](int64_t row, int64_t column, Vec v) { add(mine + row * k + column, v); });
+        space.outer(all, n, k, {mine}, [=](int64_t row, int64_t column, Vec v) { add(mine + row * k + column, v); });
         add_rows<T>(all, n, left, bias.mine());
       };
       layer(c, outer, f, active, fc2_sum, fc2_bias);
@@ -344,7 +344,7 @@ std::vector<Tensor> tail_grads(const Tensor& grad, TensorList mixed, const Tenso
         float *mine = weight_sums[b].mine(), *mine_bias = bias_sums[b].mine(), *of_share = data<float>(shares_grad) + (piece * count + b) * c;
         std::fill_n(shared, c * LANES, 0.f);
         space.outer.set_right(all, c, data<T>(mixed[b]) + start * c);
-        space.outer(all, c, c, [=](int64_t row, int64_t k, Vec v) {
+        space.outer(all, c, c, {mine, weight}, [=](int64_t row, int64_t k, Vec v) {
           add(mine + row * c + k, v * share[row]);
           add(shared + row * LANES, v * get(weight + row * c + k));
         });
@@ -435,7 +435,7 @@ std::vector<Tensor> normed_grads(const Tensor& x, const Tensor& weight, const Te
       if (!reduce) return;
       space.outer.set_left(all, rp, reduced), space.outer.set_right(all, c, normal);
       float* mine = reduces.mine();
-      space.outer(all, rp, c, [=](int64_t n, int64_t k, Vec v) { add(mine + n * c + k, v); });
+      space.outer(all, rp, c, {mine}, [=](int64_t n, int64_t k, Vec v) { add(mine + n * c + k, v); });
       add_rows<T>(all, rp, reduced, reduce_biases.mine());
     });
   });

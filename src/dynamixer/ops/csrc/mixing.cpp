@@ -7,17 +7,19 @@
 // P after a letter: rounded up to whole vectors. A matrix is [output token, input token], its rows of LP numbers; what is
 // padded has weight 0: its logits start at LOWEST with the softmax, at 0 without.
 
+#include "product.h"
+
 #include <ATen/Parallel.h>
 #include <torch/library.h>
-#include <torch/types.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <optional>
-#include <vector>
 
 namespace {
+
+using dynamixer::Kind;
+using dynamixer::words_of;
 
 using at::Tensor;
 using std::optional;
@@ -25,7 +27,7 @@ typedef float Vec __attribute__((vector_size(32), aligned(4)));
 typedef int32_t Ints __attribute__((vector_size(32), aligned(4)));
 #define DISPATCH(TYPE, NAME, ...) \
   AT_DISPATCH_SWITCH(TYPE, NAME, AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__) AT_DISPATCH_CASE_REDUCED_FLOATING_TYPES(__VA_ARGS__))
-constexpr int64_t LANES = 8;
+constexpr int64_t LANES = 8, WIDE = dynamixer::LANES;
 constexpr float LOWEST = -1e30f;
 constexpr int64_t CHUNK_BYTES = 192 * 1024;  // of matrices: what stays in a core's second cache beside the weights
 
@@ -92,16 +94,6 @@ void product(int64_t m, int64_t n, int64_t k, In a, In b, int64_t apart, Out out
   if (j < n) strip<8, 1, START>(m, k, a, b, out, row);
 }
 
-// Rows [k, n] -> strips of 16 columns, each [k, 16]; the last one may be filled up with zeros.
-std::vector<float> strips(const std::vector<float>& rows, int64_t k, int64_t n) {
-  std::vector<float> packed((n + 2 * LANES - 1) / (2 * LANES) * 2 * LANES * k, 0.f);
-  float* to = packed.data();
-  for (int64_t j = 0; j < n; j += 2 * LANES)
-    for (int64_t p = 0; p < k; ++p, to += 2 * LANES)
-      std::memcpy(to, rows.data() + p * n + j, std::min(2 * LANES, n - j) * sizeof(float));
-  return packed;
-}
-
 struct Shape {
   int64_t images, height, width, length, channels, segments, reduced, axis;
   int64_t c, lp, cp, inputs, inputs_p, matrix, lines, chunk;
@@ -111,7 +103,7 @@ struct Shape {
         axis(axis_) {
     reduced = features ? features->size(3) / segments : 0;
     c = channels / segments, cp = up(c), lp = up(length);
-    inputs = length * reduced, inputs_p = up(inputs), matrix = length * lp;
+    inputs = length * reduced, inputs_p = dynamixer::up(inputs, WIDE), matrix = length * lp;
     lines = images * (axis == 1 ? width : height);
     chunk = std::max<int64_t>(1, CHUNK_BYTES / int64_t(sizeof(float)) / (segments * matrix));
   }
@@ -120,29 +112,31 @@ struct Shape {
   int64_t step() const { return axis == 1 ? width : 1; }
 };
 
-// What generates: weights padded and in strips, for both directions; and the static matrices with what is padded, or none.
+// What generates, in numbers of type G: weights padded and packed, for both directions; and the static matrices with what is padded, or none.
+template <typename G>
 struct Generator {
-  std::vector<float> forward, backward, bias, added;
+  std::vector<uint32_t> forward, backward;
+  std::vector<float> bias, added;
 
   Generator(const Shape& s, const optional<Tensor>& weight, const optional<Tensor>& bias_, const optional<Tensor>& added_, bool softmax,
             bool both) {
     const float padding = softmax ? LOWEST : 0;
-    bias.assign(s.matrix, 0);
+    bias.assign(dynamixer::up(s.matrix, WIDE), 0);
     for (int64_t i = 0; i < s.length; ++i)
       for (int64_t j = 0; j < s.lp; ++j)
         bias[i * s.lp + j] = j >= s.length ? padding : bias_ ? bias_->const_data_ptr<float>()[i * s.length + j] : 0;
     if (weight) {
       const float* w = weight->const_data_ptr<float>();
-      std::vector<float> rows(s.matrix * s.inputs_p, 0.f), columns(s.inputs * s.matrix, 0.f);
+      std::vector<G> columns(s.inputs_p * s.matrix, G(0)), rows(both ? s.inputs_p * s.matrix : 0, G(0));
       for (int64_t i = 0; i < s.length; ++i)
         for (int64_t j = 0; j < s.length; ++j)
           for (int64_t k = 0; k < s.inputs; ++k) {
-            const float value = w[(i * s.length + j) * s.inputs + k];
+            const G value(w[(i * s.length + j) * s.inputs + k]);
             columns[k * s.matrix + i * s.lp + j] = value;
             if (both) rows[(i * s.lp + j) * s.inputs_p + k] = value;
           }
-      forward = strips(columns, s.inputs, s.matrix);
-      if (both) backward = strips(rows, s.matrix, s.inputs_p);
+      packed(s.inputs_p, s.matrix, columns, forward);
+      if (both) packed(s.matrix, s.inputs_p, rows, backward);
     }
     if (added_) {
       added.assign(s.segments * s.matrix, 0);
@@ -150,18 +144,16 @@ struct Generator {
         std::memcpy(added.data() + row * s.lp, added_->const_data_ptr<float>() + row * s.length, s.length * sizeof(float));
     }
   }
-};
+  dynamixer::Panels generates(const Shape& s) const { return {forward.data(), words_of<G>(s.inputs_p), s.matrix}; }
+  dynamixer::Panels returns(const Shape& s) const { return {backward.data(), words_of<G>(s.matrix), s.inputs_p}; }
 
-// e to the x, within two units of the last place; 0 below -87, where fp32 ends.
-Vec exponential(Vec x) {
-  const Vec magic = broadcast(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number
-  const Vec shifted = x * 1.44269504f + magic, whole = shifted - magic;
-  const Vec r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
-  Vec sum = broadcast(1.f / 5040);
-  for (float one : {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 1.f / 2, 1.f, 1.f}) sum = sum * r + one;
-  const Ints power = ((Ints)shifted << 23) + (127 << 23);  // the low bits of `shifted` are the whole number
-  return (Vec)((Ints)(sum * (Vec)power) & (x > -87.f));
-}
+ private:
+  static void packed(int64_t k, int64_t n, const std::vector<G>& rows, std::vector<uint32_t>& to) {
+    const int64_t width = dynamixer::panel_of(n) * WIDE;
+    to.resize(words_of<G>(k) * dynamixer::up(n, width));
+    dynamixer::turn<G>(k, n, rows.data(), n, width, to.data());
+  }
+};
 
 // Eight vectors, one for each row, brought together into one vector with a number for each row.
 template <typename Both>
@@ -198,10 +190,52 @@ void by_rows(int64_t rows, int64_t lp, Each each, Both both, Use use) {
   }
 }
 
+// One vector of LANES numbers of one of the processor's own, which may be wider.
+template <typename Both>
+Vec narrow(dynamixer::Vec v, Both both) {
+  Vec part[WIDE / LANES];
+  std::memcpy(part, &v, sizeof v);
+  return WIDE == LANES ? part[0] : both(part[0], part[WIDE / LANES - 1]);
+}
+
+template <bool ROUGH>
 void softmax_rows(float* matrix, int64_t rows, int64_t lp) {
-  const auto at = [=](int64_t i) -> Vec& { return *(Vec*)(matrix + i); };
-  by_rows(rows, lp, at, larger, [=](int64_t i, float top) { at(i) = exponential(at(i) - top); });
-  by_rows(rows, lp, at, sum_of, [=](int64_t i, float total) { at(i) *= 1 / total; });
+  if (lp % WIDE) {
+    const auto at = [=](int64_t i) -> Vec& { return *(Vec*)(matrix + i); };
+    by_rows(rows, lp, at, larger, [=](int64_t i, float top) { at(i) = dynamixer::exponential<ROUGH>(at(i) - top); });
+    return by_rows(rows, lp, at, sum_of, [=](int64_t i, float total) { at(i) *= 1 / total; });
+  }
+  for (int64_t first = 0; first < rows; first += 8) {
+    const int64_t some = std::min<int64_t>(8, rows - first);
+    const auto each = [&](auto make, auto both) {
+      Vec v[8];
+      for (int64_t i = 0; i < 8; ++i) v[i] = i < some ? narrow(make(matrix + (first + i) * lp, i), both) : v[0];
+      return across(v, both);
+    };
+    const Vec top = each(
+        [=](float* row, int64_t) {
+          dynamixer::Vec most = dynamixer::get(row);
+          for (int64_t j = WIDE; j < lp; j += WIDE) most = dynamixer::get(row + j) > most ? dynamixer::get(row + j) : most;
+          return most;
+        },
+        larger);
+    const Vec total = each(
+        [=](float* row, int64_t i) {
+          dynamixer::Vec sum{};
+          for (int64_t j = 0; j < lp; j += WIDE) {
+            const dynamixer::Vec e = dynamixer::exponential<ROUGH>(dynamixer::get(row + j) - top[i]);
+            dynamixer::put(row + j, e), sum += e;
+          }
+          return sum;
+        },
+        sum_of);
+    const Vec share = 1.f / total;
+    for (int64_t i = 0; i < some; ++i)
+      for (int64_t j = 0; j < lp; j += WIDE) {
+        float* at = matrix + (first + i) * lp + j;
+        dynamixer::put(at, dynamixer::get(at) * share[i]);
+      }
+  }
 }
 
 // dG = P * (dP - the row's sum of P * dP), in place of dP.
@@ -213,17 +247,17 @@ void softmax_rows_backward(float* grad, const float* matrix, int64_t rows, int64
 
 // The reduced tokens of lines [from, to) as the generator reads them, [units, L*d] with rows inputs_p apart; or, the other way,
 // their gradients back to where the tokens lie.
-template <bool BACK, typename T>
-void gather(const Shape& s, T* features, int64_t stride, int64_t from, int64_t to, float* flat) {
+template <bool BACK, typename T, typename G>
+void gather(const Shape& s, T* features, int64_t stride, int64_t from, int64_t to, G* flat) {
   const auto copy = [&](auto d) {
     for (int64_t line = from; line < to; ++line)
       for (int64_t t = 0; t < s.length; ++t) {
         T* token = features + (s.first(line) + t * s.step()) * stride;
-        float* row = flat + (line - from) * s.segments * s.inputs_p + t * d;
+        G* row = flat + (line - from) * s.segments * s.inputs_p + t * d;
         for (int64_t g = 0; g < s.segments; ++g, token += d, row += s.inputs_p)
           for (int64_t k = 0; k < d; ++k)
-            if constexpr (BACK) token[k] = T(row[k]);
-            else row[k] = float(token[k]);
+            if constexpr (BACK) token[k] = T(float(row[k]));
+            else row[k] = G(token[k]);
       }
   };
   switch (s.reduced) {
@@ -236,19 +270,25 @@ void gather(const Shape& s, T* features, int64_t stride, int64_t from, int64_t t
 }
 
 // The matrices of so many units, normalised: [units, L, LP]. Without generation one unit for each segment.
-void generate(const Shape& s, const Generator& by, const float* flat, int64_t units, bool softmax, float* matrices) {
-  const Out out{matrices, s.matrix};
-  const In read{flat, s.inputs_p}, weight{by.forward.data(), 2 * LANES};
-  if (by.added.empty()) {
-    product<Start::row>(units, s.matrix, s.inputs, read, weight, 2 * LANES * s.inputs, out, by.bias.data());
-  } else {
+template <typename G>
+void generate(const Shape& s, const Generator<G>& by, const G* flat, int64_t units, bool softmax, float* matrices) {
+  const float* bias = by.bias.data();
+  const int64_t matrix = s.matrix;
+  if (!by.added.empty())
     for (int64_t unit = 0; unit < units; ++unit)
-      for (int64_t i = 0; i < s.matrix; ++i)
-        matrices[unit * s.matrix + i] = by.bias[i] + by.added[unit % s.segments * s.matrix + i];
-    if (flat) product<Start::there>(units, s.matrix, s.inputs, read, weight, 2 * LANES * s.inputs, out);
+      for (int64_t i = 0; i < matrix; ++i) matrices[unit * matrix + i] = by.bias[i] + by.added[unit % s.segments * matrix + i];
+  if (flat) {
+    const bool there = !by.added.empty();
+    dynamixer::multiply_rows<G>(units, flat, s.inputs_p, by.generates(s), [=](int64_t unit, int64_t n, dynamixer::Vec v) {
+      float* to = matrices + unit * matrix + n;
+      v += dynamixer::get(there ? to : bias + n);
+      if (n + WIDE <= matrix) dynamixer::put(to, v);
+      else std::memcpy(to, &v, std::max<int64_t>(0, matrix - n) * sizeof(float));
+    });
   }
   if (softmax)  // one unit at a time, which the first cache holds
-    for (int64_t unit = 0; unit < units; ++unit) softmax_rows(matrices + unit * s.matrix, s.length, s.lp);
+    for (int64_t unit = 0; unit < units; ++unit)
+      softmax_rows<!std::is_same_v<G, float>>(matrices + unit * matrix, s.length, s.lp);
 }
 
 // One segment of a line's tokens as rows of cp numbers in fp32: where they lie already, or copied to `space`.
@@ -303,17 +343,19 @@ void turn(const Shape& s, In from, float* to) {
 }
 
 template <typename T>
-void mix_forward(const Shape& s, const T* x, const T* features, int64_t stride, const Generator& by, bool softmax, T* out) {
+void mix_forward(const Shape& s, const T* x, const T* features, int64_t stride, const Generator<Kind<T>>& by, bool softmax, T* out) {
+  using G = Kind<T>;
   at::parallel_for(0, (s.lines + s.chunk - 1) / s.chunk, 1, [&](int64_t begin, int64_t end) {
     const bool made = features != nullptr;
-    std::vector<float> flat(made ? s.chunk * s.segments * s.inputs_p : 0), values(s.length * s.cp, 0.f), space(s.length * s.cp);
+    std::vector<G> flat(made ? s.chunk * s.segments * s.inputs_p : 0, G(0));
+    std::vector<float> values(s.length * s.cp, 0.f), space(s.length * s.cp);
     std::vector<float> matrices((made ? s.chunk : 1) * s.segments * s.matrix);
-    if (!made) generate(s, by, nullptr, s.segments, softmax, matrices.data());
+    if (!made) generate<G>(s, by, nullptr, s.segments, softmax, matrices.data());
     for (int64_t from = begin * s.chunk; from < std::min(s.lines, end * s.chunk); from += s.chunk) {
       const int64_t to = std::min(s.lines, from + s.chunk);
       if (made) {
         gather<false>(s, features, stride, from, to, flat.data());
-        generate(s, by, flat.data(), (to - from) * s.segments, softmax, matrices.data());
+        generate<G>(s, by, flat.data(), (to - from) * s.segments, softmax, matrices.data());
       }
       for (int64_t line = from; line < to; ++line)
         for (int64_t g = 0; g < s.segments; ++g) {
@@ -333,23 +375,26 @@ struct Sums {
 };
 
 template <typename T>
-void mix_backward(const Shape& s, const T* grad, const T* x, const T* features, int64_t stride, const Generator& by, bool softmax,
+void mix_backward(const Shape& s, const T* grad, const T* x, const T* features, int64_t stride, const Generator<Kind<T>>& by, bool softmax,
                   T* x_grad, T* features_grad, std::vector<Sums>& sums) {
+  using G = Kind<T>;
   const bool made = features != nullptr, has_added = !by.added.empty();
   at::parallel_for(0, (s.lines + s.chunk - 1) / s.chunk, 1, [&](int64_t begin, int64_t end) {
     Sums& mine = sums[at::get_thread_num()];
     if (made) mine.weight.resize(s.matrix * s.inputs_p), mine.bias.resize(s.matrix);
     if (has_added) mine.added.resize(s.segments * s.matrix);
     const int64_t most = s.chunk * s.segments;
-    std::vector<float> flat(made ? most * s.inputs_p : 0), flat_grad(made ? most * s.inputs_p : 0), matrices((made ? most : s.segments) * s.matrix);
+    std::vector<G> flat(made ? most * s.inputs_p : 0, G(0)), given(made ? most * s.matrix : 0);
+    std::vector<float> flat_grad(made ? most * s.inputs_p : 0), matrices((made ? most : s.segments) * s.matrix);
+    dynamixer::Outer<G> outer_sum;
     std::vector<float> grads(most * s.matrix), values(s.length * s.cp, 0.f), turned(s.c * s.lp, 0.f), outer(s.length * s.cp, 0.f);
     std::vector<float> inner(s.length * s.cp);
-    if (!made) generate(s, by, nullptr, s.segments, softmax, matrices.data());
+    if (!made) generate<G>(s, by, nullptr, s.segments, softmax, matrices.data());
     for (int64_t from = begin * s.chunk; from < std::min(s.lines, end * s.chunk); from += s.chunk) {
       const int64_t to = std::min(s.lines, from + s.chunk), units = (to - from) * s.segments;
       if (made) {
         gather<false>(s, features, stride, from, to, flat.data());
-        generate(s, by, flat.data(), units, softmax, matrices.data());
+        generate<G>(s, by, flat.data(), units, softmax, matrices.data());
       }
       for (int64_t line = from; line < to; ++line)
         for (int64_t g = 0; g < s.segments; ++g) {
@@ -372,10 +417,16 @@ void mix_backward(const Shape& s, const T* grad, const T* x, const T* features, 
       if (!made) continue;
       for (int64_t unit = 0; unit < units; ++unit)
         for (int64_t i = 0; i < s.matrix; ++i) mine.bias[i] += grads[unit * s.matrix + i];
-      product<Start::there>(s.matrix, s.inputs_p, units, {grads.data(), 1, s.matrix}, {flat.data(), s.inputs_p}, 2 * LANES,
-                            {mine.weight.data(), s.inputs_p});
-      product(units, s.inputs_p, s.matrix, {grads.data(), s.matrix}, {by.backward.data(), 2 * LANES}, 2 * LANES * s.matrix,
-              {flat_grad.data(), s.inputs_p});
+      for (int64_t i = 0; i < units * s.matrix; ++i) given[i] = G(grads[i]);
+      outer_sum.set_left(units, s.matrix, given.data()), outer_sum.set_right(units, s.inputs_p, flat.data());
+      float *sum = mine.weight.data(), *back = flat_grad.data();
+      const int64_t inputs_p = s.inputs_p;
+      outer_sum(units, s.matrix, inputs_p, {sum}, [=](int64_t n, int64_t k, dynamixer::Vec v) {
+        dynamixer::put(sum + n * inputs_p + k, v + dynamixer::get(sum + n * inputs_p + k));
+      });
+      dynamixer::multiply_rows<G>(units, given.data(), s.matrix, by.returns(s), [=](int64_t unit, int64_t n, dynamixer::Vec v) {
+        dynamixer::put(back + unit * inputs_p + n, v);
+      });
       gather<true>(s, features_grad, s.segments * s.reduced, from, to, flat_grad.data());
     }
   });
@@ -417,8 +468,8 @@ Tensor mix(const Tensor& x_, const optional<Tensor>& features_, const optional<T
   Tensor out = at::empty_like(x);
   if (!x.numel()) return out;
   const Shape s(x, features, axis, segments);
-  const Generator by(s, fp32(weight), fp32(bias), fp32(added), softmax, false);
   DISPATCH(x.scalar_type(), "dynamixer::mix", [&] {
+    const Generator<Kind<scalar_t>> by(s, fp32(weight), fp32(bias), fp32(added), softmax, false);
     mix_forward<scalar_t>(s, x.const_data_ptr<scalar_t>(), features ? features->const_data_ptr<scalar_t>() : nullptr,
                           features ? features->stride(2) : 0, by, softmax, out.mutable_data_ptr<scalar_t>());
   });
@@ -440,11 +491,11 @@ std::vector<Tensor> mix_grads(const Tensor& grad_, const Tensor& x_, const optio
   const Tensor x = x_.contiguous(), grad = grad_.to(x.scalar_type()).contiguous();
   const optional<Tensor> features = readable(features_);
   const Shape s(x, features, axis, segments);
-  const Generator by(s, fp32(weight), fp32(bias), fp32(added), softmax, true);
   Tensor x_grad = at::empty_like(x), features_grad;
   if (features) features_grad = at::empty(features->sizes(), features->options());
   std::vector<Sums> sums(at::get_num_threads());
   DISPATCH(x.scalar_type(), "dynamixer::mix_grads", [&] {
+    const Generator<Kind<scalar_t>> by(s, fp32(weight), fp32(bias), fp32(added), softmax, true);
     mix_backward<scalar_t>(s, grad.const_data_ptr<scalar_t>(), x.const_data_ptr<scalar_t>(),
                            features ? features->const_data_ptr<scalar_t>() : nullptr, features ? features->stride(2) : 0, by, softmax,
                            x_grad.mutable_data_ptr<scalar_t>(), features ? features_grad.mutable_data_ptr<scalar_t>() : nullptr, sums);

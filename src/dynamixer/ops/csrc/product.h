@@ -28,6 +28,9 @@ constexpr bool HALF = false;
 typedef float Vec __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef uint32_t Word __attribute__((may_alias, aligned(2)));
+// What to compute with where tokens are of type T: bf16 only where the processor multiplies it.
+template <typename T>
+using Kind = std::conditional_t<std::is_same_v<T, at::BFloat16> && HALF, at::BFloat16, float>;
 
 template <typename T>
 constexpr int64_t PER_WORD = 4 / sizeof(T);
@@ -57,23 +60,27 @@ void put(T* to, Vec v) {
 }
 
 inline float total(Vec v) {
-  float sum = 0;
-  for (int i = 0; i < LANES; ++i) sum += v[i];
-  return sum;
+#ifdef __AVX512F__
+  return _mm512_reduce_add_ps((__m512)v);
+#else
+  const Vec two = v + __builtin_shuffle(v, Ints{4, 5, 6, 7, 0, 1, 2, 3}), four = two + __builtin_shuffle(two, Ints{2, 3, 0, 1, 6, 7, 4, 5});
+  return four[0] + four[1];
+#endif
 }
 
 // e to the x, within two units of the last place, or ROUGH within 5e-5 of itself; 0 below -87, where fp32 ends.
-template <bool ROUGH>
-Vec exponential(Vec x) {
-  const Vec magic = broadcast(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number
-  const Vec shifted = x * 1.44269504f + magic, whole = shifted - magic;
-  const Vec r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
-  Vec sum = broadcast(ROUGH ? 1.f / 24 : 1.f / 5040);
+template <bool ROUGH, typename V>
+V exponential(V x) {
+  using Ints = decltype(x > x);
+  const float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to a whole number
+  const V shifted = x * 1.44269504f + magic, whole = shifted - magic;
+  const V r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
+  V sum = (ROUGH ? 1.f / 24 : 1.f / 5040) - V{};
   if constexpr (!ROUGH)
     for (float one : {1.f / 720, 1.f / 120, 1.f / 24}) sum = sum * r + one;
   for (float one : {1.f / 6, 1.f / 2, 1.f, 1.f}) sum = sum * r + one;
   const Ints power = ((Ints)shifted << 23) + (127 << 23);  // the low bits of `shifted` are the whole number
-  return (Vec)((Ints)(sum * (Vec)power) & (x > -87.f));
+  return (V)((Ints)(sum * (V)power) & (x > -87.f));
 }
 
 // GELU and its derivative. The error function is Abramowitz and Stegun's: for fp32 their 7.1.26, within 1.5e-7, for bf16 their
@@ -117,9 +124,9 @@ inline Vec add_product(Vec sum, Word left, const Word* right) {
 #endif
 }
 
-// out[MR][NV * LANES] = the sum over words p of a[i * row + p * step] b[p * apart + ...].
-template <typename T, int MR, int NV>
-void tile(int64_t words, const Word* a, int64_t row, int64_t step, const Word* b, int64_t apart, float* out) {
+// The sums over words p of a[i * row + p * step] b[p * apart + ...] for MR rows i and NV vectors; `use` is told each.
+template <typename T, int MR, int NV, typename Use>
+void tile(int64_t words, const Word* a, int64_t row, int64_t step, const Word* b, int64_t apart, Use use) {
   Vec sum[MR][NV];
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i)
@@ -134,58 +141,62 @@ void tile(int64_t words, const Word* a, int64_t row, int64_t step, const Word* b
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 3
-    for (int j = 0; j < NV; ++j) *(Vec*)(out + (i * NV + j) * LANES) = sum[i][j];
+    for (int j = 0; j < NV; ++j) use(i, j * LANES, sum[i][j]);
 }
 
-// How many vectors of columns a panel has.
+// How many vectors of columns a panel has: panels hold nothing but columns, filled up to one vector.
 inline int64_t panel_of(int64_t columns) {
-  if (columns % (3 * LANES) == 0) return 3;
-  return columns <= LANES ? 1 : 2;
+  const int64_t vectors = up(columns, LANES) / LANES;
+  return vectors % 3 == 0 ? 3 : vectors % 2 == 0 ? 2 : 1;
 }
 
 struct Panels {
   const Word* at;
-  int64_t words, columns, vectors;  // columns are whole panels
+  int64_t words, columns, vectors;  // columns are whole vectors
   Panels(const Word* at_, int64_t words_, int64_t columns_)
-      : at(at_), words(words_), columns(up(columns_, panel_of(columns_) * LANES)), vectors(panel_of(columns_)) {}
+      : at(at_), words(words_), columns(up(columns_, LANES)), vectors(panel_of(columns_)) {}
 };
 
-// The products of `rows` rows with panels; `use` is told each vector of the result, its row and its first column.
-// a[i * row + p * step] is word p of row i, or with BLOCKED a[(i / ROWS * words + p) * ROWS + i % ROWS].
-template <typename T, bool BLOCKED, int NV, typename Use>
-void multiply_by(int64_t rows, const Word* a, int64_t row, const Panels& b, Use use) {
-  float made[ROWS * NV * LANES];
+// How `use` is told of a vector: at once, or, if it is long, from a loop over what was put aside.
+enum class Told { at_once, in_loop };
+
+// The products of `rows` rows with panels; `use` is told each vector of the result, its row and its first column; before, `ahead` which tile comes.
+// Word p of row i is a[i * row + p], or with BLOCKED a[(i / ROWS * words + p) * ROWS + i % ROWS].
+template <typename T, bool BLOCKED, int NV, Told TOLD, typename Use, typename Ahead>
+void multiply_by(int64_t rows, const Word* a, int64_t row, const Panels& b, Use use, Ahead ahead) {
   for (int64_t first = 0; first < b.columns; first += NV * LANES) {
     const Word* panel = b.at + first * b.words;
-    int64_t i = 0;
-    const auto tell = [&](int64_t some) {
-      for (int64_t k = 0; k < some; ++k)
-        for (int j = 0; j < NV; ++j) use(i + k, first + j * LANES, *(const Vec*)(made + (k * NV + j) * LANES));
-    };
-    for (; i + ROWS <= rows; i += ROWS) {
-      if constexpr (BLOCKED) tile<T, ROWS, NV>(b.words, a + i * b.words, 1, ROWS, panel, NV * LANES, made);
-      else tile<T, ROWS, NV>(b.words, a + i * row, row, 1, panel, NV * LANES, made);
-      tell(ROWS);
-    }
-    if constexpr (!BLOCKED)
-      for (; i < rows; ++i) {
-        tile<T, 1, NV>(b.words, a + i * row, row, 1, panel, NV * LANES, made);
-        tell(1);
+    const auto some = [&](auto count, int64_t i) {
+      constexpr int MR = decltype(count)::value;
+      const Word* from = a + (BLOCKED ? i * b.words : i * row);
+      const int64_t to_row = BLOCKED ? 1 : row, step = BLOCKED ? ROWS : 1;
+      if constexpr (TOLD == Told::at_once) {
+        tile<T, MR, NV>(b.words, from, to_row, step, panel, NV * LANES, [&](int64_t r, int64_t n, Vec v) { use(i + r, first + n, v); });
+      } else {
+        float made[MR * NV * LANES];
+        tile<T, MR, NV>(b.words, from, to_row, step, panel, NV * LANES, [&](int64_t r, int64_t n, Vec v) { put(made + r * NV * LANES + n, v); });
+        for (int64_t r = 0; r < MR; ++r)
+          for (int64_t n = 0; n < NV * LANES; n += LANES) use(i + r, first + n, get(made + r * NV * LANES + n));
       }
+    };
+    int64_t i = 0;
+    for (; i + ROWS <= rows; i += ROWS) ahead(i, first), some(std::integral_constant<int, ROWS>(), i);
+    if constexpr (!BLOCKED)
+      for (; i < rows; ++i) some(std::integral_constant<int, 1>(), i);
   }
 }
 
-template <typename T, bool BLOCKED = false, typename Use>
-void multiply(int64_t rows, const Word* a, int64_t row, const Panels& b, Use use) {
-  if (b.vectors == 3) return multiply_by<T, BLOCKED, 3>(rows, a, row, b, use);
-  if (b.vectors == 2) return multiply_by<T, BLOCKED, 2>(rows, a, row, b, use);
-  multiply_by<T, BLOCKED, 1>(rows, a, row, b, use);
+template <typename T, bool BLOCKED, Told TOLD, typename Use, typename Ahead>
+void multiply(int64_t rows, const Word* a, int64_t row, const Panels& b, Use use, Ahead ahead) {
+  if (b.vectors == 3) return multiply_by<T, BLOCKED, 3, TOLD>(rows, a, row, b, use, ahead);
+  if (b.vectors == 2) return multiply_by<T, BLOCKED, 2, TOLD>(rows, a, row, b, use, ahead);
+  multiply_by<T, BLOCKED, 1, TOLD>(rows, a, row, b, use, ahead);
 }
 
 // The same for rows of tokens in memory, `apart` numbers from one to the next.
-template <typename T, typename Use>
+template <typename T, Told TOLD = Told::at_once, typename Use>
 void multiply_rows(int64_t rows, const T* a, int64_t apart, const Panels& b, Use use) {
-  multiply<T>(rows, (const Word*)a, apart / PER_WORD<T>, b, use);
+  multiply<T, false, TOLD>(rows, (const Word*)a, apart / PER_WORD<T>, b, use, [](int64_t, int64_t) {});
 }
 
 // Rows of numbers [rows, columns] for a sum over rows: blocks of `width` columns, each [words of rows, width]; what is missing is zero.
@@ -228,11 +239,17 @@ inline void turn<at::BFloat16>(int64_t rows, int64_t columns, const at::BFloat16
 // multiples of LANES.
 template <typename T>
 struct Outer {
-  std::vector<Word> left, right;
+  std::vector<uint32_t> left, right;
 
+  // `sums` [n, k] are what `use` will read or write: memory is told in time.
   template <typename Use>
-  void operator()(int64_t rows, int64_t n, int64_t k, Use use) {
-    multiply<T, true>(n, left.data(), 0, Panels(right.data(), words_of<T>(rows), k), use);
+  void operator()(int64_t rows, int64_t n, int64_t k, std::initializer_list<const float*> sums, Use use) {
+    const Panels panels(right.data(), words_of<T>(rows), k);
+    multiply<T, true, Told::at_once>(n, left.data(), 0, panels, use, [=](int64_t i, int64_t first) {
+      for (const float* sum : sums)
+        for (int64_t r = 0; r < ROWS; ++r)
+          for (int64_t v = 0; v < panels.vectors; ++v) __builtin_prefetch(sum + (i + r) * k + first + v * LANES, 1);
+    });
   }
   void set_left(int64_t rows, int64_t n, const T* from) {
     left.resize(words_of<T>(rows) * n);
