@@ -20,8 +20,11 @@ from torch import Tensor, nn
 from dynamixer.errors import UserError, did_you_mean
 from dynamixer.export.formats import need
 from dynamixer.export.int8 import quantise
+from dynamixer.layers import MixerLayer
 from dynamixer.logs import log
 from dynamixer.native import cache_folder, digest
+from dynamixer.ops.layer import Packed, complete, forward
+from dynamixer.speed.kernel import use_kernel
 
 Run = Callable[[Tensor], Tensor]
 Precision = Literal["auto", "fp32", "bf16", "int8"]
@@ -38,7 +41,7 @@ class Optimized:
 
     run: Run
     batch: int  # N
-    way: str  # openvino, aoti or eager
+    way: str  # kernel, openvino, aoti or eager
     precision: str
     seconds: float  # that it took to be ready
     cached: bool
@@ -70,8 +73,8 @@ def optimize(
     Args:
         model: any model of pictures, on the CPU.
         example: pictures [N, 3, height, width] float32 as it will be given; best are real ones.
-        way: "openvino" (extra `openvino`), "aoti" (torch's ahead-of-time compiler: minutes and a C++ compiler), "eager", or the
-            first of them that works here.
+        way: "kernel" (our C++ kernels with packed weights: a C++ compiler, and half a minute once), "openvino" (extra `openvino`), "aoti"
+            (torch's ahead-of-time compiler: minutes and a C++ compiler), "eager", or the first of them that works here.
         precision: "auto" is bf16 where the processor computes in it, else fp32.
         calibration: for int8, some hundred pictures in arrays of the example's shape.
 
@@ -202,8 +205,50 @@ def _check(model: nn.Module, run: Run, example: Tensor, precision: str) -> None:
         raise UserError(f"its logits differ by {difference:.2g} where {allowed:.2g} are allowed.")
 
 
+class _Frozen(nn.Module):
+    """A layer of a model that no longer changes: its weights are packed once."""
+
+    def __init__(self, layer: MixerLayer, kind: torch.dtype):
+        super().__init__()
+        self.layer, self.kind = layer, kind
+        self.plan, parameters = layer.plan()
+        self.weights = complete(self.plan, dict(zip(self.plan.names, parameters, strict=True)))
+        self.packs = Packed(self.weights, kind)
+        self.known = set[tuple[int, ...]]()  # shapes for which it is known that it works
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.kind).contiguous()
+        if x.shape not in self.known:
+            if why_not := self.layer.why_not_fused(x):
+                raise UserError(f"the C++ kernels do not compute this model here: {why_not}.")
+            self.known.add(tuple(x.shape))
+        return forward(self.plan, x, None, self.weights, self.packs, keep=False)[0]
+
+
+class _Kernel:
+    """The C++ kernels, with weights that are packed once."""
+
+    suffix = ""
+
+    def why_not(self, precision: str) -> str | None:
+        return "the C++ kernels have no int8." if precision == "int8" else None
+
+    def version(self) -> str:
+        return ""
+
+    def make(self, *_: Any) -> None: ...
+
+    def load(self, model: nn.Module, path: Path | None, precision: str) -> Run:
+        frozen, kind = use_kernel(copy.deepcopy(model)), torch.bfloat16 if precision == "bf16" else torch.float32
+        for part in [*frozen.modules()]:
+            for name, layer in part.named_children():
+                if isinstance(layer, MixerLayer):
+                    setattr(part, name, _Frozen(layer, kind))
+        return _Eager().load(frozen, None, precision)
+
+
 class _Eager:
-    """The model as it is; with the C++ kernel, where it can be built."""
+    """The model as it is."""
 
     suffix = ""
 
@@ -299,4 +344,4 @@ class _OpenVino:
         }
 
 
-WAYS: dict[str, Any] = {"openvino": _OpenVino(), "aoti": _Aoti(), "eager": _Eager()}
+WAYS: dict[str, Any] = {"kernel": _Kernel(), "openvino": _OpenVino(), "aoti": _Aoti(), "eager": _Eager()}

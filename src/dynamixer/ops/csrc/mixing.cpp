@@ -342,6 +342,53 @@ void turn(const Shape& s, In from, float* to) {
     for (int64_t i = 0; i < s.c; ++i) to[i * s.lp + t] = from.at[t * from.row + i];
 }
 
+// One segment of a line in words of bf16, where the processor multiplies them and segments are whole eights: L tokens from `x`, C numbers apart.
+// Nothing is kept of a line but what these functions say; `space` is any memory.
+constexpr int64_t EIGHT = 8;
+template <typename T>
+bool in_words(const Shape& s) { return std::is_same_v<Kind<T>, at::BFloat16> && s.c % EIGHT == 0; }
+
+// [L, c] -> [words of L, width], zeros where there is nothing; width is whole vectors.
+template <typename G>
+dynamixer::Word* by_pairs(const Shape& s, const G* x, int64_t width, std::vector<uint32_t>& space) {
+  space.resize(s.lp / 2 * width);
+  dynamixer::turn<G>(s.length, s.c, x, s.step() * s.channels, width, space.data());
+  return space.data();
+}
+
+// `use` is told the sums over words p of a[i * row + p * step] b[p * width + ...], for all L rows i.
+template <typename G, int NV, typename Use>
+void multiply_line(const Shape& s, int64_t words, const dynamixer::Word* a, int64_t row, int64_t step, const dynamixer::Word* b, int64_t width,
+                   int64_t first, Use use) {
+  int64_t i = 0;
+  const auto tell = [&](int64_t r, int64_t n, dynamixer::Vec v) { use(i + r, first + n, v); };
+  for (; i + 8 <= s.length; i += 8) dynamixer::tile<G, 8, NV>(words, a + i * row, row, step, b + first, width, tell);
+  for (; i < s.length; ++i) dynamixer::tile<G, 1, NV>(words, a + i * row, row, step, b + first, width, tell);
+}
+
+template <typename G, typename Use>
+void multiply_line(const Shape& s, int64_t words, const dynamixer::Word* a, int64_t row, int64_t step, const dynamixer::Word* b, int64_t width,
+                   Use use) {
+  int64_t first = 0;
+  for (; first + 2 * WIDE <= width; first += 2 * WIDE) multiply_line<G, 2>(s, words, a, row, step, b, width, first, use);
+  if (first < width) multiply_line<G, 1>(s, words, a, row, step, b, width, first, use);
+}
+
+// Eight numbers rounded.
+template <typename G>
+void rounded(const float* from, G* to) {
+  for (int64_t i = 0; i < EIGHT; ++i) to[i] = G(from[i]);
+}
+
+// The first `some` numbers of a vector, eight or all.
+template <typename T>
+void put_some(T* to, dynamixer::Vec v, int64_t some) {
+  if (some >= WIDE) return dynamixer::put(to, v);
+  T all[WIDE];
+  dynamixer::put(all, v);
+  std::memcpy(to, all, EIGHT * sizeof(T));
+}
+
 template <typename T>
 void mix_forward(const Shape& s, const T* x, const T* features, int64_t stride, const Generator<Kind<T>>& by, bool softmax, T* out) {
   using G = Kind<T>;
@@ -350,17 +397,33 @@ void mix_forward(const Shape& s, const T* x, const T* features, int64_t stride, 
     std::vector<G> flat(made ? s.chunk * s.segments * s.inputs_p : 0, G(0));
     std::vector<float> values(s.length * s.cp, 0.f), space(s.length * s.cp);
     std::vector<float> matrices((made ? s.chunk : 1) * s.segments * s.matrix);
-    if (!made) generate<G>(s, by, nullptr, s.segments, softmax, matrices.data());
+    std::vector<G> shares(in_words<T>(s) ? matrices.size() : 0);
+    std::vector<uint32_t> pairs;
+    const auto finish = [&](const G* read, int64_t units) {
+      generate<G>(s, by, read, units, softmax, matrices.data());
+      if constexpr (std::is_same_v<G, T>)
+        for (size_t i = 0; i < std::min<size_t>(shares.size(), units * s.matrix); i += EIGHT) rounded(matrices.data() + i, shares.data() + i);
+    };
+    if (!made) finish(nullptr, s.segments);
     for (int64_t from = begin * s.chunk; from < std::min(s.lines, end * s.chunk); from += s.chunk) {
       const int64_t to = std::min(s.lines, from + s.chunk);
       if (made) {
         gather<false>(s, features, stride, from, to, flat.data());
-        generate<G>(s, by, flat.data(), (to - from) * s.segments, softmax, matrices.data());
+        finish(flat.data(), (to - from) * s.segments);
       }
       for (int64_t line = from; line < to; ++line)
         for (int64_t g = 0; g < s.segments; ++g) {
           const int64_t at = s.first(line) * s.channels + g * s.c;
-          const float* matrix = matrices.data() + ((made ? line - from : 0) * s.segments + g) * s.matrix;
+          const int64_t unit = (made ? line - from : 0) * s.segments + g;
+          if constexpr (std::is_same_v<G, T>)
+            if (!shares.empty()) {
+              const int64_t width = dynamixer::up(s.c, WIDE), apart = s.step() * s.channels, c = s.c;
+              T* mixed = out + at;
+              multiply_line<G>(s, s.lp / 2, (const dynamixer::Word*)(shares.data() + unit * s.matrix), s.lp / 2, 1, by_pairs(s, x + at, width, pairs),
+                               width, [=](int64_t t, int64_t n, dynamixer::Vec v) { put_some(mixed + t * apart + n, v, c - n); });
+              continue;
+            }
+          const float* matrix = matrices.data() + unit * s.matrix;
           const Out mixed = room(s, out + at, space.data());
           product(s.length, s.cp, s.length, {matrix, s.lp}, tokens(s, x + at, values.data()), 2 * LANES, mixed);
           store(s, mixed, out + at);
@@ -386,6 +449,8 @@ void mix_backward(const Shape& s, const T* grad, const T* x, const T* features, 
     const int64_t most = s.chunk * s.segments;
     std::vector<G> flat(made ? most * s.inputs_p : 0, G(0)), given(made ? most * s.matrix : 0);
     std::vector<float> flat_grad(made ? most * s.inputs_p : 0), matrices((made ? most : s.segments) * s.matrix);
+    std::vector<G> share(s.matrix);
+    std::vector<uint32_t> pairs, turned_share, columns;
     dynamixer::Outer<G> outer_sum;
     std::vector<float> grads(most * s.matrix), values(s.length * s.cp, 0.f), turned(s.c * s.lp, 0.f), outer(s.length * s.cp, 0.f);
     std::vector<float> inner(s.length * s.cp);
@@ -401,6 +466,24 @@ void mix_backward(const Shape& s, const T* grad, const T* x, const T* features, 
           const int64_t at = s.first(line) * s.channels + g * s.c, unit = (line - from) * s.segments + g;
           const float* matrix = matrices.data() + (made ? unit : g) * s.matrix;
           float* matrix_grad = grads.data() + unit * s.matrix;
+          if constexpr (std::is_same_v<G, T>)
+            if (in_words<T>(s)) {
+              using dynamixer::Word;
+              const int64_t width = dynamixer::up(s.c, WIDE), apart = s.step() * s.channels, c = s.c, lp = s.lp, wide = dynamixer::up(lp, WIDE);
+              for (int64_t i = 0; i < s.matrix; i += EIGHT) rounded(matrix + i, share.data() + i);
+              turned_share.resize(lp / 2 * lp), columns.resize(c / 2 * wide);
+              dynamixer::turn<G>(s.length, lp, share.data(), lp, lp, turned_share.data());
+              T* below = x_grad + at;
+              multiply_line<G>(s, lp / 2, turned_share.data(), 1, lp, by_pairs(s, grad + at, width, pairs), width,
+                               [=](int64_t t, int64_t n, dynamixer::Vec v) { put_some(below + t * apart + n, v, c - n); });
+              for (int64_t t = 0; t < s.length; ++t)
+                for (int64_t p = 0; p < c / 2; ++p) columns[p * wide + t] = ((const Word*)(x + at + t * apart))[p];
+              multiply_line<G>(s, c / 2, (const Word*)(grad + at), apart / 2, 1, columns.data(), wide, [=](int64_t t, int64_t n, dynamixer::Vec v) {
+                put_some(matrix_grad + t * lp + n, v, lp - n);
+              });
+              if (softmax) softmax_rows_backward(matrix_grad, matrix, s.length, s.lp);
+              continue;
+            }
           const In above = tokens(s, grad + at, outer.data());
           const Out below = room(s, x_grad + at, inner.data());
           product(s.length, s.cp, s.length, {matrix, 1, s.lp}, above, 2 * LANES, below);
