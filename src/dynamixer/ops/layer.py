@@ -218,7 +218,6 @@ def why_not_layer(x: Tensor) -> str | None:
     kinds = (torch.float32, torch.bfloat16) if torch.ops.dynamixer.multiplies_bf16() else (torch.float32,)
     lanes = torch.ops.dynamixer.lanes()
     reasons = {
-        "a compiler makes its own choice": torch.compiler.is_compiling(),
         f"this processor does not multiply {kind_of(x)}": kind_of(x) not in kinds,
         f"its vectors have {lanes} numbers, which do not divide {x.shape[-1]} channels": x.shape[-1] % lanes != 0,
         "there are no tokens": x.numel() == 0,
