@@ -192,7 +192,9 @@ class DynaMixerBlock(nn.Module):
         branches = self.branches(x)
         if self.reweight is None:
             return self.project(sum(branches[1:], start=branches[0]))
-        shares = self.branch_weights(branches).movedim(-1, 0).contiguous()[:, :, None, None]  # a stride of 3 reads slowly
+        shares = (
+            self.branch_weights(branches).movedim(-1, 0).contiguous()[:, :, None, None]
+        )  # a stride of 3 reads slowly
         total = branches[0] * shares[0]
         for share, branch in zip(shares[1:], branches[1:], strict=True):
             total = torch.addcmul(total, branch, share)

@@ -24,7 +24,7 @@ KINDS = [
     Mixing(channel=False),
     Mixing(reweight=False),
 ]
-# B, H, W, C, S, d: the nano's own; tokens that fill no tile; segments of odd widths; an odd reduction; one image of several pieces
+# B, H, W, C, S, d: the nano's own; tokens that fill no tile; segments of odd widths; an odd reduction; one image in pieces
 SHAPES = [(3, 8, 8, 64, 4, 2), (2, 7, 5, 48, 3, 3), (5, 3, 2, 80, 5, 1), (1, 20, 15, 32, 8, 2)]
 BF16 = pytest.mark.skipif(
     not torch.cpu._is_avx512_bf16_supported(), reason="this processor does not multiply bf16: the layer runs in parts"

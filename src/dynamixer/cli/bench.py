@@ -12,6 +12,7 @@ from dynamixer.cli.common import EXIT_CODES, json_option, print_result
 @click.command(epilog=EXIT_CODES)
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures at a time.")
+@click.option("--train-batch", type=click.IntRange(min=1), help="Pictures in a training step [default: as --batch].")
 @click.option("--size", type=click.IntRange(min=1), help="Picture size in pixels [default: each model's own].")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option(
@@ -20,6 +21,7 @@ from dynamixer.cli.common import EXIT_CODES, json_option, print_result
 @click.option("--train/--no-train", default=True, show_default=True, help="Time a training step too.")
 @click.option("--fast/--no-fast", default=True, show_default=True, help="Time the optimised model too.")
 @click.option("--compile", is_flag=True, help="Time torch.compile too, which takes minutes to be ready.")
+@click.option("--ways", is_flag=True, help="Time OpenVINO and int8 too, beside --fast.")
 @click.option("--peers", is_flag=True, help="Time training with static matrices and without the softmax too.")
 @click.option("--scale", is_flag=True, help="Cost against picture size (1x to 4x its own) and batch instead.")
 @click.option("--roofline", metavar="PNG", type=click.Path(path_type=Path), help="Draw the machine's limits.")
@@ -41,19 +43,21 @@ def bench(
     \b
       plain     the model step by step as the paper states it (ours only): the baseline
       eager     the model as it is: the baseline of others
-      kernel    with the C++ kernel that generates, normalises and mixes in one pass (ours only)
-      compiled  with torch.compile (--compile)
-      fast      as `dynamixer predict --fast` runs it: OpenVINO, or compiled ahead of time
+      kernel    with the C++ kernels, as training with kernel=auto (ours only)
+      compiled  plain and eager with torch.compile, in inference with frozen weights (--compile)
+      fast      as `dynamixer predict --fast` runs it: the kernels with packed weights, or OpenVINO
 
     A variant whose answers are not the model's is named and not timed. The ceiling is what the machine reaches with nothing but
     the model's matrix products.
     """
     from dynamixer.files import check_picture_path, write_text  # noqa: PLC0415
+    from dynamixer.native import keep_memory  # noqa: PLC0415
     from dynamixer.speed import bench as speed  # noqa: PLC0415
     from dynamixer.speed import report  # noqa: PLC0415
 
     if roofline is not None:
         check_picture_path(roofline)
+    keep_memory()  # as training does, for all variants alike
     names = models or ("dynamixer_tiny",)
     if scale:
         found = speed.scale(names, speed.Plan(**plan))

@@ -7,7 +7,6 @@ project, which by linearity is the same.
 Letters: B images, H W grid of tokens, C channels, S segments, d reduced width, F hidden channels of the MLP.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,10 +14,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-
-from dynamixer.ops.weights import DynamicWeights, StaticWeights
-
-Packs = Callable[[str, bool], Tensor]
 
 
 class Axis(NamedTuple):
@@ -61,7 +56,7 @@ class _Kept(NamedTuple):
 
 
 def forward(
-    plan: Plan, x: Tensor, drop: Tensor | None, weights: dict[str, Tensor], packs: Packs, keep: bool
+    plan: Plan, x: Tensor, drop: Tensor | None, weights: dict[str, Tensor], packs: "Packed", keep: bool
 ) -> tuple[Tensor, _Kept]:
     """The layer's output for x [B, H, W, C]; `drop` [B, 2] scales what is added to each image."""
     ops, w = torch.ops.dynamixer, weights
@@ -76,9 +71,7 @@ def forward(
     )
     mixed = [ops.mix(normed, *_mixing(axis, reduced, w, generated)) for axis in plan.axes]
     read = [*mixed, normed] if plan.channel else mixed
-    shares = (
-        _shares(plan, ops.means(read), w) if plan.reweight else x.new_ones(len(x), len(read), x.shape[3]).float()
-    )
+    shares = _shares(plan, ops.means(read), w) if plan.reweight else x.new_ones(len(x), len(read), x.shape[3]).float()
     out, sums, after, hidden = ops.tail(
         x,
         read,
@@ -96,12 +89,13 @@ def forward(
         w["fc2.bias"],
         drop,
         keep,
+        packs.bytes,
     )
     return out, _Kept(x, reduced, shares, sums, after, hidden, mixed)
 
 
 def backward(
-    plan: Plan, grad: Tensor, drop: Tensor | None, weights: dict[str, Tensor], packs: Packs, kept: _Kept
+    plan: Plan, grad: Tensor, drop: Tensor | None, weights: dict[str, Tensor], packs: "Packed", kept: _Kept
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The gradients of x and of all weights."""
     ops, w = torch.ops.dynamixer, weights
@@ -186,19 +180,18 @@ def _biases(plan: Plan, w: dict[str, Tensor]) -> list[Tensor]:
 def _shares(plan: Plan, means: Tensor, w: dict[str, Tensor]) -> Tensor:
     """The reweighting from the means of what the branches project: [B, branches, C] -> the same."""
     with torch.autocast("cpu", enabled=False):
-        mean = sum(
+        projected = [
             F.linear(means[:, i], w[f"{name}.project.weight"], w.get(f"{name}.project.bias"))
             for i, name in enumerate(plan.branches)
-        )
+        ]
+        mean = torch.stack(projected).sum(0)
         hidden = F.gelu(F.linear(mean, w["reweight.fc1.weight"], w["reweight.fc1.bias"]))
         logits = F.linear(hidden, w["reweight.fc2.weight"], w["reweight.fc2.bias"])
         by_branch = logits.unflatten(-1, (-1, len(plan.branches))).movedim(-1, 1).contiguous()
         return by_branch.softmax(1)  # over an axis that is not the last one it runs along whole vectors
 
 
-def _shares_grads(
-    plan: Plan, means: Tensor, w: dict[str, Tensor], grad: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _shares_grads(plan: Plan, means: Tensor, w: dict[str, Tensor], grad: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The gradients of `_shares`, of the means and of each weight."""
     names = [n for n in w if n.startswith("reweight.") or n.endswith((".project.weight", ".project.bias"))]
     with torch.enable_grad():
@@ -226,16 +219,21 @@ def why_not_layer(x: Tensor) -> str | None:
 
 
 class Packed:
-    """Weights packed for the kernels, each when it is first asked for."""
+    """Weights packed for the kernels, each when it is first asked for; with `bytes` in eight bits, for inference only.
 
-    def __init__(self, weights: dict[str, Tensor], kind: torch.dtype):
-        self._weights, self._kind, self._made = weights, kind, dict[tuple[str, bool], Tensor]()
+    Then each output's weights have a step of their own, and every token is rounded by its own least number and step when it is read.
+    The reductions and generators stay as they are: what decides the mixing is small.
+    """
+
+    def __init__(self, weights: dict[str, Tensor], kind: torch.dtype, *, bytes: bool = False):  # noqa: A002
+        self._weights, self._kind, self._made, self.bytes = weights, kind, dict[tuple[str, bool], Tensor](), bytes
 
     def __call__(self, name: str, flipped: bool) -> Tensor:
         """A linear layer's weight, for y = x W^T or flipped for dx = dy W."""
         if (name, flipped) not in self._made:
-            weight = self._weights[f"{name}.weight"]
-            self._made[name, flipped] = torch.ops.dynamixer.pack(weight, flipped, self._kind)
+            ops, weight = torch.ops.dynamixer, self._weights[f"{name}.weight"]
+            rounded = self.bytes and name != "reduce"
+            self._made[name, flipped] = ops.pack_bytes(weight) if rounded else ops.pack(weight, flipped, self._kind)
         return self._made[name, flipped]
 
 
@@ -267,7 +265,8 @@ class _Layer(torch.autograd.Function):
         single = len(_Kept._fields) - 1
         split = single + len(plan.axes)
         parameters = saved[split:]
-        kept = _Kept(*saved[:single], list(saved[single:split]))
+        x, reduced, shares, sums, after, hidden = saved[:single]
+        kept = _Kept(x, reduced, shares, sums, after, hidden, list(saved[single:split]))
         weights = complete(plan, dict(zip(plan.names, parameters, strict=True)))
         packs = Packed(weights, kept.x.dtype)
         x_grad, grads = backward(plan, grad.to(kept.x.dtype).contiguous(), ctx.drop, weights, packs, kept)

@@ -40,12 +40,14 @@ class Plan:
     """What to measure of each model."""
 
     batch: int = 8
+    train_batch: int | None = None  # in training; the same
     size: int | None = None  # pixels; the model's own
     precision: str = "fp32"
     rounds: int = 9
     train: bool = True
     fast: bool = True
     compile: bool = False
+    ways: bool = False  # the other ways of `optimize`: OpenVINO, and int8
     peers: bool = False  # the same network with static matrices and without the softmax
 
 
@@ -58,6 +60,7 @@ class Measured:
     multiply_adds: int
     size: tuple[int, int]
     batch: int
+    train_batch: int
     precision: str
     baseline: str
     inference: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -125,37 +128,74 @@ def _measure(name: str, plan: Plan) -> Measured:
     variants: dict[str, nn.Module] = {"eager": model}
     if isinstance(model, DynaMixer):
         variants = {"plain": plain(model), "eager": model, "kernel": use_kernel(copy.deepcopy(model))}
-    if plan.compile:
-        compiled: Any = torch.compile(copy.deepcopy(variants.get("kernel", model)))
-        variants["compiled"] = compiled
-    result = Measured(name, size, work, sides, plan.batch, plan.precision, next(iter(variants)))
+    result = Measured(
+        name, size, work, sides, plan.batch, plan.train_batch or plan.batch, plan.precision, next(iter(variants))
+    )
     calls = {key: _inference(variant, autocast) for key, variant in variants.items()}
+    if plan.compile:
+        for key in variants.keys() - {"kernel"}:
+            calls[f"{key}, compiled"] = _compiled(variants[key], autocast)
+    ways = _ways(model, pictures, plan, result) if plan.fast else {}
+    taken = _refused(calls | ways, model, pictures, plan.precision, result)
+    log(f"{name}: inference, {plan.rounds} rounds of {', '.join(taken)}")
+    result.inference = _figures(
+        _in_turn({key: partial(call, pictures) for key, call in taken.items()}, plan.rounds),
+        result.baseline,
+        plan.batch,
+    )
     if plan.fast:
-        fast = optimize(model, pictures, precision=plan.precision)  # type: ignore[arg-type]
-        log(f"{name}: {fast}")
-        calls["fast"] = fast
-        result.start = _second_start(name, plan, fast)
-    _refuse(calls, model, pictures, plan.precision, result)
-    log(f"{name}: inference, {plan.rounds} rounds of {', '.join(calls)}")
-    taken = _in_turn({key: partial(call, pictures) for key, call in calls.items()}, plan.rounds)
-    result.inference = _figures(taken, result.baseline, plan.batch)
-    single = {key: call for key, call in calls.items() if key != "fast"}
-    if plan.fast:
-        single["fast"] = optimize(model, pictures[:1], precision=plan.precision)  # type: ignore[arg-type]
-    one = _in_turn({key: partial(call, pictures[:1]) for key, call in single.items()}, LATENCIES)
-    result.latency = _figures(one, result.baseline, 1)
+        result.start = _second_start(name, plan, ways["fast"])
+        ways = _ways(model, pictures[:1], plan, result)
+    single = {key: partial(call, pictures[:1]) for key, call in (calls | ways).items() if key in taken}
+    result.latency = _figures(_in_turn(single, LATENCIES), result.baseline, 1)
     result.ceiling = _ceiling(measure_ceiling(model, pictures, DTYPES[plan.precision]), plan)
     if plan.train:
-        if plan.peers and isinstance(model, DynaMixer):
-            for peer, options in {"static": {"generator": "static"}, "no softmax": {}}.items():
-                made = example_model(name, plan.size, softmax=False, **options)
-                variants[peer] = use_kernel(made)
-        steps = {key: TrainingStep(variant, pictures, autocast) for key, variant in variants.items()}
-        result.training = _figures(_in_turn(steps, plan.rounds), result.baseline, plan.batch)
-        for key, step in steps.items():
-            if key != "compiled":
-                result.training[key]["kept_mib"] = step.kept()
+        _measure_training(model, variants, plan, result)
     return result
+
+
+def _ways(model: nn.Module, pictures: Tensor, plan: Plan, result: Measured) -> dict[str, Optimized]:
+    """The model as `--fast` runs it, and with `ways` the others beside it."""
+    wanted: dict[str, dict[str, Any]] = {"fast": {"precision": plan.precision}}
+    if plan.ways:
+        wanted |= {"openvino": {"way": "openvino", "precision": plan.precision}, "fast, int8": {"precision": "int8"}}
+    made = {}
+    for key, options in wanted.items():
+        try:
+            made[key] = optimize(model, pictures, **options)
+            log(f"{result.model}: {key} is {made[key]}")
+        except UserError as error:
+            result.refused[key] = str(error)
+            log(f"{result.model}: {key} is not timed: {error}")
+    return made
+
+
+def _compiled(model: nn.Module, autocast: Callable[[], Any]) -> Callable[[Tensor], Tensor]:
+    """Compiled with frozen weights, for which the compiler asks that gradients are off."""
+    compiled: Any = torch.compile(copy.deepcopy(model), options={"freezing": True})
+
+    def run(pictures: Tensor) -> Tensor:
+        with torch.no_grad(), autocast():
+            return compiled(pictures)
+
+    return run
+
+
+def _measure_training(model: nn.Module, variants: dict[str, nn.Module], plan: Plan, result: Measured) -> None:
+    pictures = torch.randn(result.train_batch, 3, *result.size, generator=torch.Generator().manual_seed(0))
+    variants = dict(variants)
+    if plan.compile:
+        for key in variants.keys() - {"kernel"}:
+            compiled: Any = torch.compile(copy.deepcopy(variants[key]))
+            variants[f"{key}, compiled"] = compiled
+    if plan.peers and isinstance(model, DynaMixer):
+        for peer, options in {"static": {"generator": "static"}, "no softmax": {}}.items():
+            variants[peer] = use_kernel(example_model(result.model, plan.size, softmax=False, **options))
+    steps = {key: TrainingStep(variant, pictures, _autocast(plan.precision)) for key, variant in variants.items()}
+    result.training = _figures(_in_turn(steps, plan.rounds), result.baseline, result.train_batch)
+    for key, step in steps.items():
+        if not key.endswith("compiled"):
+            result.training[key]["kept_mib"] = step.kept()
 
 
 class TrainingStep:
@@ -211,10 +251,17 @@ def _in_turn(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
         return in_turn(calls, rounds=rounds, advance=lambda: meter.advance(1))
 
 
-def _refuse(
-    calls: dict[str, Callable[[Tensor], Tensor]], model: nn.Module, pictures: Tensor, precision: str, result: Measured
-) -> None:
-    """Take out what does not give the model's answers: within 1e-4 of the largest logit, in bf16 twice the plain way's error."""
+def _refused(
+    calls: Mapping[str, Callable[[Tensor], Tensor]],
+    model: nn.Module,
+    pictures: Tensor,
+    precision: str,
+    result: Measured,
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Take out what does not give the model's answers: within 1e-4 of the largest logit, in bf16 twice the plain way's error.
+
+    int8 is another model, whose accuracy on pictures decides: it is not compared here.
+    """
     with torch.inference_mode():
         expected = model(pictures)
     errors = {key: float((call(pictures).float() - expected).abs().max()) for key, call in calls.items()}
@@ -222,14 +269,14 @@ def _refuse(
     if precision != "fp32":
         allowed += 2 * errors[result.baseline]
     for key, error in errors.items():
-        if not error <= allowed:
+        if not error <= allowed and not key.endswith("int8"):
             result.refused[key] = f"its logits differ by {error:.2g} where {allowed:.2g} are allowed"
             log(f"{result.model}: {key} is not timed: {result.refused[key]}")
-            del calls[key]
-    if result.baseline not in calls:
+    if result.baseline in result.refused:
         raise UserError(
             f"{result.model}: {result.baseline} does not give the model's answers, nothing can be compared."
         )
+    return {key: call for key, call in calls.items() if key not in result.refused}
 
 
 def _figures(taken: dict[str, list[float]], baseline: str, images: int) -> dict[str, dict[str, float]]:

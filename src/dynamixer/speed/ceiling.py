@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynamixer.speed.clock import median_seconds
 
@@ -53,25 +54,31 @@ class Ceiling:
         return sum(product.work for product in self.products) / self.seconds
 
 
+class _Products(TorchDispatchMode):
+    """Notes every product of two matrices, and every convolution as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[tuple[int, int, int]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            left, right = args[-2:]
+            self.found[left.shape[0], left.shape[1], right.shape[1]] += 1
+        elif func is torch.ops.aten.convolution.default and args[8] == 1:
+            self.found[out.numel() // out.shape[1], args[1][0].numel(), out.shape[1]] += 1
+        return out
+
+
 def shapes(model: nn.Module, pictures: Tensor) -> Counter[tuple[int, int, int]]:
-    """The matrix products in a forward pass: linear layers and convolutions as products, and how often each comes."""
-    found: Counter[tuple[int, int, int]] = Counter()
+    """The matrix products in a forward pass, linear layers and convolutions, and how often each comes.
 
-    def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if isinstance(module, nn.Linear):
-            found[inputs[0].numel() // module.in_features, module.in_features, module.out_features] += 1
-        elif isinstance(module, nn.Conv2d) and module.groups == 1:
-            weight = module.weight
-            found[output.numel() // weight.shape[0], weight[0].numel(), weight.shape[0]] += 1
-
-    handles = [part.register_forward_hook(note) for part in model.modules()]
-    try:
-        with torch.inference_mode():
-            model(pictures)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+    What a batch of matrices is mixed with is none of them.
+    """
+    with torch.no_grad(), _Products() as products:
+        model(pictures)
+    return products.found
 
 
 def measure_ceiling(

@@ -23,6 +23,7 @@ from dynamixer.export.int8 import quantise
 from dynamixer.layers import MixerLayer
 from dynamixer.logs import log
 from dynamixer.native import cache_folder, digest
+from dynamixer.ops.kernel import load_kernel
 from dynamixer.ops.layer import Packed, complete, forward
 from dynamixer.speed.kernel import use_kernel
 
@@ -73,10 +74,10 @@ def optimize(
     Args:
         model: any model of pictures, on the CPU.
         example: pictures [N, 3, height, width] float32 as it will be given; best are real ones.
-        way: "kernel" (our C++ kernels with packed weights: a C++ compiler, and half a minute once), "openvino" (extra `openvino`), "aoti"
-            (torch's ahead-of-time compiler: minutes and a C++ compiler), "eager", or the first of them that works here.
+        way: "kernel" (our C++ kernels with packed weights: a C++ compiler, and a minute once), "openvino" (extra `openvino`),
+            "aoti" (torch's ahead-of-time compiler: minutes and a C++ compiler), "eager", or the first of them that works here.
         precision: "auto" is bf16 where the processor computes in it, else fp32.
-        calibration: for int8, some hundred pictures in arrays of the example's shape.
+        calibration: for int8 by OpenVINO, some hundred pictures in arrays of the example's shape; the kernels need none.
 
     Raises:
         UserError: the way or precision that was named cannot be had here.
@@ -85,8 +86,6 @@ def optimize(
         raise UserError(f"unknown way {way!r}: {did_you_mean(way, ('auto', *WAYS))}")
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}: {did_you_mean(precision, PRECISIONS)}")
-    if precision == "int8" and calibration is None:
-        raise UserError("int8 has to be calibrated on real pictures: give some hundred of them as calibration.")
     model = copy.deepcopy(model).eval()
     kind = ("bf16" if computes_in_bf16() else "fp32") if precision == "auto" else precision
     for name in WAYS if way == "auto" else [way]:
@@ -208,12 +207,12 @@ def _check(model: nn.Module, run: Run, example: Tensor, precision: str) -> None:
 class _Frozen(nn.Module):
     """A layer of a model that no longer changes: its weights are packed once."""
 
-    def __init__(self, layer: MixerLayer, kind: torch.dtype):
+    def __init__(self, layer: MixerLayer, kind: torch.dtype, *, int8: bool):
         super().__init__()
         self.layer, self.kind = layer, kind
         self.plan, parameters = layer.plan()
         self.weights = complete(self.plan, dict(zip(self.plan.names, parameters, strict=True)))
-        self.packs = Packed(self.weights, kind)
+        self.packs = Packed(self.weights, kind, bytes=int8)
         self.known = set[tuple[int, ...]]()  # shapes for which it is known that it works
 
     def forward(self, x: Tensor) -> Tensor:
@@ -231,7 +230,9 @@ class _Kernel:
     suffix = ""
 
     def why_not(self, precision: str) -> str | None:
-        return "the C++ kernels have no int8." if precision == "int8" else None
+        if precision == "int8" and not load_kernel() and not torch.ops.dynamixer.multiplies_bytes():
+            return "this processor does not multiply eight bits."
+        return None
 
     def version(self) -> str:
         return ""
@@ -239,12 +240,14 @@ class _Kernel:
     def make(self, *_: Any) -> None: ...
 
     def load(self, model: nn.Module, path: Path | None, precision: str) -> Run:
-        frozen, kind = use_kernel(copy.deepcopy(model)), torch.bfloat16 if precision == "bf16" else torch.float32
+        """With int8 what is not in eight bits is in bf16, where the processor computes in it."""
+        around = precision if precision != "int8" else "bf16" if computes_in_bf16() else "fp32"
+        frozen, kind = use_kernel(copy.deepcopy(model)), torch.bfloat16 if around == "bf16" else torch.float32
         for part in [*frozen.modules()]:
             for name, layer in part.named_children():
                 if isinstance(layer, MixerLayer):
-                    setattr(part, name, _Frozen(layer, kind))
-        return _Eager().load(frozen, None, precision)
+                    setattr(part, name, _Frozen(layer, kind, int8=precision == "int8"))
+        return _Eager().load(frozen, None, around)
 
 
 class _Eager:
@@ -318,6 +321,8 @@ class _OpenVino:
         self, model: nn.Module, example: Tensor, precision: str, calibration: list[np.ndarray] | None, path: Path
     ) -> None:
         openvino = need("openvino", "openvino")
+        if precision == "int8" and not calibration:
+            raise UserError("int8 by OpenVINO has to be calibrated on real pictures: give some hundred as calibration.")
         with torch.no_grad():
             program = torch.export.export(model, (example,))
             made = openvino.convert_model(program)

@@ -22,7 +22,7 @@ def table(found: dict[str, Any]) -> str:
         for title, rows in (
             (f"batch {model['batch']}", model["inference"]),
             ("batch 1", model["latency"]),
-            ("training step", model["training"]),
+            (_training_title(model), model["training"]),
         ):
             for name, row in rows.items():
                 share = (
@@ -50,6 +50,11 @@ def table(found: dict[str, Any]) -> str:
             )
             lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def _training_title(model: dict[str, Any]) -> str:
+    batch = model["train_batch"]
+    return "training step" if batch == model["batch"] else f"training step, batch {batch}"
 
 
 def scale_table(found: dict[str, Any]) -> str:

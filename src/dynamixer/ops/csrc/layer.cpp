@@ -184,6 +184,29 @@ Tensor pack(const Tensor& weight_, bool flipped, at::ScalarType type) {
   return packed;
 }
 
+// The same in eight bits, for inference: each output's weights by a step of their own (see multiply_rounded).
+Tensor pack_bytes(const Tensor& weight) {
+  const int64_t out = weight.size(0), in = weight.size(1), words = in / 4, width = panel_of(out) * LANES, columns = up(out, LANES);
+  TORCH_CHECK(BYTES && in % LANES == 0, "eight bits need a processor that multiplies them.");
+  Tensor packed = at::zeros({words * columns + 2 * columns}, at::kInt);
+  const float* from = floats(weight);
+  int8_t* to = (int8_t*)packed.mutable_data_ptr<int32_t>();
+  float *by = (float*)(packed.mutable_data_ptr<int32_t>() + words * columns), *all = by + columns;
+  for (int64_t n = 0; n < out; ++n) {
+    const float* row = from + n * in;
+    float most = 0;
+    for (int64_t k = 0; k < in; ++k) most = std::max(most, std::abs(row[k]));
+    by[n] = most / 127;
+    int64_t sum = 0;
+    for (int64_t k = 0; k < in; ++k) {
+      const int64_t q = most > 0 ? std::lround(row[k] / most * 127) : 0;
+      to[((n / width * words + k / 4) * width + n % width) * 4 + k % 4] = int8_t(q), sum += q;
+    }
+    all[n] = by[n] * sum;
+  }
+  return packed;
+}
+
 // The normalised tokens, and their reduced numbers [B, H, W, RP].
 std::tuple<Tensor, Tensor> normed(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps, const optional<Tensor>& reduce,
                                   const optional<Tensor>& reduce_bias) {
@@ -228,7 +251,7 @@ Tensor means(TensorList grids) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> tail(const Tensor& x, TensorList mixed, const Tensor& shares, TensorList packs, TensorList biases,
                                                 const Tensor& project, const Tensor& project_bias, const Tensor& norm_weight,
                                                 const Tensor& norm_bias, double eps, const Tensor& fc1, const Tensor& fc1_bias,
-                                                const Tensor& fc2, const Tensor& fc2_bias, const optional<Tensor>& drop, bool keep) {
+                                                const Tensor& fc2, const Tensor& fc2_bias, const optional<Tensor>& drop, bool keep, bool bytes) {
   const int64_t c = x.size(3), f = fc1_bias.numel(), tokens = x.size(1) * x.size(2), count = mixed.size();
   const Norm norm{floats(norm_weight), floats(norm_bias), float(eps)};
   const float *shift = floats(project_bias), *shift1 = floats(fc1_bias), *shift2 = floats(fc2_bias);
@@ -241,9 +264,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tail(const Tensor& x, TensorList mixe
     struct Space {
       std::vector<float> added;
       std::vector<T> sum, after, normal, active;
+      Rounded rounded;
     };
     std::vector<Space> spaces(at::get_num_threads());
-    const int64_t words = words_of<T>(c);
     Pieces(x.size(0), tokens, TILE).run([&](int64_t, int64_t image, int64_t first, int64_t rows) {
       const int64_t at = image * tokens + first;
       Space& space = spaces[at::get_thread_num()];
@@ -251,10 +274,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tail(const Tensor& x, TensorList mixe
       T* sum = keep ? data<T>(sums) + at * c : room(space.sum, TILE * c);
       T* middle = keep ? data<T>(after) + at * c : room(space.after, TILE * c);
       T *normal = room(space.normal, TILE * c), *active = room(space.active, TILE * f);
+      const auto product = [&]<Told TOLD = Told::at_once>(const T* from, int64_t k, const Tensor& packed, int64_t n, auto use) {
+        if (!bytes) return multiply_rows<T, TOLD>(rows, from, k, panels(packed, words_of<T>(k), n), use);
+        space.rounded.set(rows, k, from);
+        multiply_rounded<TOLD>(rows, k, space.rounded, panels(packed, k / 4, n), use);
+      };
       const float one = drop ? floats(drop)[image * 2] : 1, two = drop ? floats(drop)[image * 2 + 1] : 1;
       for (int64_t b = 0; b < count; ++b) {
         const float *share = floats(shares) + (image * count + b) * c, *bias = floats(biases[b]);
-        multiply_rows<T>(rows, data<T>(mixed[b]) + at * c, c, panels(packs[b], words, c), [=](int64_t r, int64_t n, Vec v) {
+        product(data<T>(mixed[b]) + at * c, c, packs[b], c, [=](int64_t r, int64_t n, Vec v) {
           v = (v + get(bias + n)) * get(share + n);
           float* to = added + r * c + n;
           if (b) v += get(to);
@@ -262,18 +290,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tail(const Tensor& x, TensorList mixe
         });
       }
       const T* from = data<T>(x) + at * c;
-      multiply_rows<T>(rows, sum, c, panels(project, words, c), [=](int64_t r, int64_t n, Vec v) {
+      product(sum, c, project, c, [=](int64_t r, int64_t n, Vec v) {
         put(middle + r * c + n, get(from + r * c + n) + one * (v + get(shift + n)));
       });
       normalise<T>(rows, c, norm, middle, normal);
       T* before = keep ? data<T>(hidden) + at * f : nullptr;
-      multiply_rows<T, Told::in_loop>(rows, normal, c, panels(fc1, words, f), [=](int64_t r, int64_t n, Vec v) {
+      product.template operator()<Told::in_loop>(normal, c, fc1, f, [=](int64_t r, int64_t n, Vec v) {
         v += get(shift1 + n);
         if (before) put(before + r * f + n, v);
         put(active + r * f + n, gelu<T>(v).value);
       });
       T* to = data<T>(out) + at * c;
-      multiply_rows<T>(rows, active, f, panels(fc2, words_of<T>(f), c), [=](int64_t r, int64_t n, Vec v) {
+      product(active, f, fc2, c, [=](int64_t r, int64_t n, Vec v) {
         put(to + r * c + n, get(middle + r * c + n) + two * (v + get(shift2 + n)));
       });
     });
@@ -443,6 +471,7 @@ std::vector<Tensor> normed_grads(const Tensor& x, const Tensor& weight, const Te
 }
 
 bool multiplies_bf16() { return HALF; }
+bool multiplies_bytes() { return BYTES; }
 int64_t lanes() { return LANES; }
 
 }  // namespace
@@ -450,11 +479,12 @@ int64_t lanes() { return LANES; }
 
 TORCH_LIBRARY_FRAGMENT(dynamixer, library) {
   library.def("pack(Tensor weight, bool flipped, ScalarType type) -> Tensor");
+  library.def("pack_bytes(Tensor weight) -> Tensor");
   library.def("normed(Tensor x, Tensor weight, Tensor bias, float eps, Tensor? reduce, Tensor? reduce_bias) -> (Tensor, Tensor)");
   library.def("means(Tensor[] grids) -> Tensor");
   library.def(
       "tail(Tensor x, Tensor[] mixed, Tensor shares, Tensor[] packs, Tensor[] biases, Tensor project, Tensor project_bias, Tensor norm_weight, "
-      "Tensor norm_bias, float eps, Tensor fc1, Tensor fc1_bias, Tensor fc2, Tensor fc2_bias, Tensor? drop, bool keep) -> (Tensor, Tensor, "
+      "Tensor norm_bias, float eps, Tensor fc1, Tensor fc1_bias, Tensor fc2, Tensor fc2_bias, Tensor? drop, bool keep, bool bytes) -> (Tensor, Tensor, "
       "Tensor, Tensor)");
   library.def(
       "tail_grads(Tensor grad, Tensor[] mixed, Tensor shares, Tensor[] weights, Tensor[] biases, Tensor sums, Tensor after, Tensor hidden, "
@@ -464,11 +494,13 @@ TORCH_LIBRARY_FRAGMENT(dynamixer, library) {
       "normed_grads(Tensor x, Tensor weight, Tensor bias, float eps, Tensor beside, Tensor[] grads, Tensor[] reduced_grads, Tensor? reduce) -> "
       "Tensor[]");
   library.def("multiplies_bf16() -> bool", &dynamixer::multiplies_bf16);
+  library.def("multiplies_bytes() -> bool", &dynamixer::multiplies_bytes);
   library.def("lanes() -> int", &dynamixer::lanes);
 }
 
 TORCH_LIBRARY_IMPL(dynamixer, CPU, library) {
   library.impl("pack", &dynamixer::pack);
+  library.impl("pack_bytes", &dynamixer::pack_bytes);
   library.impl("normed", &dynamixer::normed);
   library.impl("means", &dynamixer::means);
   library.impl("tail", &dynamixer::tail);

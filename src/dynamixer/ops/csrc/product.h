@@ -1,11 +1,12 @@
 // Vectors, and matrix products of a few tokens with weights that were packed for them, in fp32 or bf16 with sums in fp32.
 //
-// A word is 32 bits of what is summed over: one fp32 number, or two neighbours in bf16, which one instruction multiplies. Letters: K what is
-// summed over, N columns of the result. A panel is WIDTH columns side by side: [words of K, WIDTH].
+// A word is 32 bits of what is summed over: one fp32 number, two neighbours in bf16, or four of eight bits, which one instruction multiplies.
+// Letters: K what is summed over, N columns of the result. A panel is WIDTH columns side by side: [words of K, WIDTH].
 #pragma once
 
 #include <torch/types.h>
 
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 #include <vector>
@@ -24,6 +25,11 @@ constexpr int64_t LANES = 8, ROWS = 4;
 constexpr bool HALF = true;  // whether bf16 is multiplied by the processor itself
 #else
 constexpr bool HALF = false;
+#endif
+#ifdef __AVX512VNNI__
+constexpr bool BYTES = true;  // the same for eight bits
+#else
+constexpr bool BYTES = false;
 #endif
 typedef float Vec __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4), aligned(4)));
@@ -117,6 +123,10 @@ inline Vec add_product(Vec sum, Word left, const Word* right) {
     std::memcpy(&value, &left, 4);
     return sum + value * *(const Vec*)right;
   }
+#ifdef __AVX512VNNI__
+  else if constexpr (sizeof(T) == 1)  // whole numbers in the place of fp32: unsigned on the left, signed on the right
+    return (Vec)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(left), _mm512_loadu_si512(right));
+#endif
 #ifdef __AVX512BF16__
   else return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(left), (__m512bh)_mm512_loadu_si512(right));
 #else
@@ -197,6 +207,50 @@ void multiply(int64_t rows, const Word* a, int64_t row, const Panels& b, Use use
 template <typename T, Told TOLD = Told::at_once, typename Use>
 void multiply_rows(int64_t rows, const T* a, int64_t apart, const Panels& b, Use use) {
   multiply<T, false, TOLD>(rows, (const Word*)a, apart / PER_WORD<T>, b, use, [](int64_t, int64_t) {});
+}
+
+// Rows in eight bits, each by its own least number and step: x is about low + step * q.
+struct Rounded {
+  std::vector<uint8_t> q;
+  std::vector<float> low, step;
+
+  template <typename T>
+  void set(int64_t rows, int64_t k, const T* x) {
+    if (int64_t(q.size()) < rows * k) q.resize(rows * k);
+    if (int64_t(low.size()) < rows) low.resize(rows), step.resize(rows);
+    for (int64_t r = 0; r < rows; ++r, x += k) {
+      Vec least = get(x), most = least;
+      for (int64_t i = LANES; i < k; i += LANES) {
+        const Vec v = get(x + i);
+        least = v < least ? v : least, most = v > most ? v : most;
+      }
+      float a = least[0], b = most[0];
+      for (int i = 1; i < LANES; ++i) a = std::min(a, float(least[i])), b = std::max(b, float(most[i]));
+      low[r] = a, step[r] = (b - a) / 255;
+      const float by = b > a ? 255 / (b - a) : 0;
+      uint8_t* to = q.data() + r * k;
+      for (int64_t i = 0; i < k; i += LANES) {
+        const Vec v = (get(x + i) - a) * by + 0.5f;
+#ifdef __AVX512F__
+        _mm_storeu_si128((__m128i*)(to + i), _mm512_cvtusepi32_epi8(_mm512_cvttps_epu32((__m512)v)));
+#else
+        for (int j = 0; j < LANES; ++j) to[i + j] = uint8_t(v[j]);
+#endif
+      }
+    }
+  }
+};
+
+// A layer's panels in eight bits, followed by each column's step and by the sum of its rounded weights times the step.
+template <Told TOLD = Told::at_once, typename Use>
+void multiply_rounded(int64_t rows, int64_t k, const Rounded& a, const Panels& b, Use use) {
+  const float *by = (const float*)(b.at + b.words * b.columns), *all = by + b.columns, *step = a.step.data(), *low = a.low.data();
+  multiply_rows<uint8_t, TOLD>(rows, a.q.data(), k, b, [=](int64_t r, int64_t n, Vec v) {
+#ifdef __AVX512F__
+    v = (Vec)_mm512_cvtepi32_ps((__m512i)v);
+#endif
+    use(r, n, v * get(by + n) * step[r] + low[r] * get(all + n));
+  });
 }
 
 // Rows of numbers [rows, columns] for a sum over rows: blocks of `width` columns, each [words of rows, width]; what is missing is zero.
