@@ -1,5 +1,6 @@
 """Runs of predict_many that kill themselves, in processes made by a fork server, so that each starts in no time."""
 
+import multiprocessing
 import os
 import signal
 
@@ -13,6 +14,8 @@ RENAMES = ("replace", "unlink", "rmdir")
 def die_after(changes, *arguments, **options):
     """Run, and be killed with SIGKILL just before the change of the file system after the first `changes`."""
     run_module.PART = 8
+    # A fork server's child makes its own children by another, whose workers would import torch again: six seconds of seven.
+    multiprocessing.set_start_method("fork", force=True)
     left = [changes]
 
     def counted(real):

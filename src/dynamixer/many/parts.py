@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from dynamixer.logs import log
 
 PART = 512  # pictures, rounded to whole batches: what a kill can cost
 ROWS = 16_384  # in a row group of the output
+PATIENCE = 5  # seconds to wait for the lock: workers of a process that was killed hold it until they have noticed
 KEY = b"dynamixer.predict"
 WORDS = {
     "model": "another model",
@@ -111,10 +113,8 @@ class Parts:
         except OSError as error:
             raise RunError(f"{self.folder} could not be made: {reason(error)}.") from None
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system drops it when the process is gone
-            except OSError:
-                raise UserError(f"another process is at work on {self.out}: wait for it, or stop it.") from None
+            if not _locked(lock):
+                raise UserError(f"another process is at work on {self.out}: wait for it, or stop it.")
             if about.exists():
                 self._same(about, machine)
             elif self.done():
@@ -213,6 +213,20 @@ def table(columns: Mapping[str, Sequence[Any]], *, top: int, width: int) -> pa.T
     return pa.table(
         {key: pa.array(columns[key], kind) for key, kind in fields.items()}, schema=pa.schema(fields.items())
     )
+
+
+def _locked(file: int) -> bool:
+    """Whether the lock could be had; the system drops it when the process that held it, and what that forked, is gone."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
 
 
 def _without_reason(schema: pa.Schema) -> pa.Schema:
