@@ -85,11 +85,18 @@ void add(float* to, Vec v) { *(Vec*)to += v; }
 
 template <typename T>
 void add_rows(int64_t rows, int64_t c, const T* from, float* sum) {
-  for (int64_t i = 0; i < c; i += LANES) {
-    Vec v = get(sum + i);
-    for (int64_t r = 0; r < rows; ++r) v += get(from + r * c + i);
-    put(sum + i, v);
-  }
+  int64_t i = 0;
+  const auto columns = [&](auto count) {  // several vectors at a time: each waits for its own sum only
+    constexpr int N = decltype(count)::value;
+    for (; i + N * LANES <= c; i += N * LANES) {
+      Vec v[N];
+      for (int j = 0; j < N; ++j) v[j] = get(sum + i + j * LANES);
+      for (int64_t r = 0; r < rows; ++r)
+        for (int j = 0; j < N; ++j) v[j] += get(from + r * c + i + j * LANES);
+      for (int j = 0; j < N; ++j) put(sum + i + j * LANES, v[j]);
+    }
+  };
+  columns(std::integral_constant<int, 4>()), columns(std::integral_constant<int, 1>());
 }
 
 template <typename T>

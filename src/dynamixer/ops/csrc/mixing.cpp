@@ -374,12 +374,6 @@ void multiply_line(const Shape& s, int64_t words, const dynamixer::Word* a, int6
   if (first < width) multiply_line<G, 1>(s, words, a, row, step, b, width, first, use);
 }
 
-// Eight numbers rounded.
-template <typename G>
-void rounded(const float* from, G* to) {
-  for (int64_t i = 0; i < EIGHT; ++i) to[i] = G(from[i]);
-}
-
 // The first `some` numbers of a vector, eight or all.
 template <typename T>
 void put_some(T* to, dynamixer::Vec v, int64_t some) {
@@ -389,6 +383,12 @@ void put_some(T* to, dynamixer::Vec v, int64_t some) {
   std::memcpy(to, all, EIGHT * sizeof(T));
 }
 
+// Numbers rounded, whole eights; `from` may be read a vector beyond them.
+template <typename G>
+void rounded(int64_t n, const float* from, G* to) {
+  for (int64_t i = 0; i < n; i += WIDE) put_some(to + i, dynamixer::get(from + i), n - i);
+}
+
 template <typename T>
 void mix_forward(const Shape& s, const T* x, const T* features, int64_t stride, const Generator<Kind<T>>& by, bool softmax, T* out) {
   using G = Kind<T>;
@@ -396,13 +396,13 @@ void mix_forward(const Shape& s, const T* x, const T* features, int64_t stride, 
     const bool made = features != nullptr;
     std::vector<G> flat(made ? s.chunk * s.segments * s.inputs_p : 0, G(0));
     std::vector<float> values(s.length * s.cp, 0.f), space(s.length * s.cp);
-    std::vector<float> matrices((made ? s.chunk : 1) * s.segments * s.matrix);
-    std::vector<G> shares(in_words<T>(s) ? matrices.size() : 0);
+    std::vector<float> matrices((made ? s.chunk : 1) * s.segments * s.matrix + WIDE);
+    std::vector<G> shares(in_words<T>(s) ? matrices.size() - WIDE : 0);
     std::vector<uint32_t> pairs;
     const auto finish = [&](const G* read, int64_t units) {
       generate<G>(s, by, read, units, softmax, matrices.data());
       if constexpr (std::is_same_v<G, T>)
-        for (size_t i = 0; i < std::min<size_t>(shares.size(), units * s.matrix); i += EIGHT) rounded(matrices.data() + i, shares.data() + i);
+        rounded(std::min<int64_t>(shares.size(), units * s.matrix), matrices.data(), shares.data());
     };
     if (!made) finish(nullptr, s.segments);
     for (int64_t from = begin * s.chunk; from < std::min(s.lines, end * s.chunk); from += s.chunk) {
@@ -448,11 +448,11 @@ void mix_backward(const Shape& s, const T* grad, const T* x, const T* features, 
     if (has_added) mine.added.resize(s.segments * s.matrix);
     const int64_t most = s.chunk * s.segments;
     std::vector<G> flat(made ? most * s.inputs_p : 0, G(0)), given(made ? most * s.matrix : 0);
-    std::vector<float> flat_grad(made ? most * s.inputs_p : 0), matrices((made ? most : s.segments) * s.matrix);
+    std::vector<float> flat_grad(made ? most * s.inputs_p : 0), matrices((made ? most : s.segments) * s.matrix + WIDE);
     std::vector<G> share(s.matrix);
     std::vector<uint32_t> pairs, turned_share, columns;
     dynamixer::Outer<G> outer_sum;
-    std::vector<float> grads(most * s.matrix), values(s.length * s.cp, 0.f), turned(s.c * s.lp, 0.f), outer(s.length * s.cp, 0.f);
+    std::vector<float> grads(most * s.matrix + WIDE), values(s.length * s.cp, 0.f), turned(s.c * s.lp, 0.f), outer(s.length * s.cp, 0.f);
     std::vector<float> inner(s.length * s.cp);
     if (!made) generate<G>(s, by, nullptr, s.segments, softmax, matrices.data());
     for (int64_t from = begin * s.chunk; from < std::min(s.lines, end * s.chunk); from += s.chunk) {
@@ -470,7 +470,7 @@ void mix_backward(const Shape& s, const T* grad, const T* x, const T* features, 
             if (in_words<T>(s)) {
               using dynamixer::Word;
               const int64_t width = dynamixer::up(s.c, WIDE), apart = s.step() * s.channels, c = s.c, lp = s.lp, wide = dynamixer::up(lp, WIDE);
-              for (int64_t i = 0; i < s.matrix; i += EIGHT) rounded(matrix + i, share.data() + i);
+              rounded(s.matrix, matrix, share.data());
               turned_share.resize(lp / 2 * lp), columns.resize(c / 2 * wide);
               dynamixer::turn<G>(s.length, lp, share.data(), lp, lp, turned_share.data());
               T* below = x_grad + at;
@@ -500,7 +500,7 @@ void mix_backward(const Shape& s, const T* grad, const T* x, const T* features, 
       if (!made) continue;
       for (int64_t unit = 0; unit < units; ++unit)
         for (int64_t i = 0; i < s.matrix; ++i) mine.bias[i] += grads[unit * s.matrix + i];
-      for (int64_t i = 0; i < units * s.matrix; ++i) given[i] = G(grads[i]);
+      rounded(units * s.matrix, grads.data(), given.data());
       outer_sum.set_left(units, s.matrix, given.data()), outer_sum.set_right(units, s.inputs_p, flat.data());
       float *sum = mine.weight.data(), *back = flat_grad.data();
       const int64_t inputs_p = s.inputs_p;
