@@ -1,5 +1,6 @@
 """The quickest way on this machine: the model's answers, whatever the batch, and a second start from the cache."""
 
+import copy
 import stat
 from pathlib import Path
 
@@ -9,9 +10,17 @@ import timm
 import torch
 
 from dynamixer.errors import UserError
+from dynamixer.native import processor
 from dynamixer.speed import fast as module
 from dynamixer.speed.fast import FastModel, optimize
 from helpers import error, relative_entropy, sharpen
+
+BF16 = pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported(), reason="this processor does not multiply bf16: the kernels refuse it"
+)
+BYTES = pytest.mark.skipif(
+    "avx512_vnni" not in processor(), reason="this processor does not multiply eight bits: the kernels refuse it"
+)
 
 
 @pytest.fixture
@@ -51,6 +60,49 @@ def test_these_weights_show_a_transposed_matrix(model, pictures):
         handle.remove()
         assert relative_entropy(found[0]) < 0.7
         assert error(transposed(model)(pictures), expected) > 0.05
+
+
+def test_the_kernels_give_the_models_answers_for_any_batch_and_without_a_file(model, pictures, cache):
+    fast = optimize(model, pictures, way="kernel", precision="fp32")
+    assert (fast.way, fast.precision, fast.batch) == ("kernel", "fp32", 4)
+    more = torch.randn(7, 3, 16, 16)
+    with torch.no_grad():
+        assert error(fast(more), model(more)) < 1e-4
+    assert torch.equal(fast(more)[5:6], fast(more[5:6]))  # whoever stands beside it
+    assert fast(more[:0]).shape == (0, 10)
+    assert not cache.exists()
+
+
+def test_the_kernels_frozen_weights_are_those_of_the_moment(model, pictures, cache):
+    changed = copy.deepcopy(model)
+    fast = optimize(changed, pictures, way="kernel", precision="fp32")
+    with torch.no_grad():
+        before = changed(pictures)
+        changed.stages[0].blocks[0].mlp.fc1.weight.zero_()
+    assert error(fast(pictures), before) < 1e-4
+
+
+@BF16
+def test_bf16_errs_at_most_twice_as_much_as_the_plain_way(model, pictures, cache):
+    many = torch.randn(64, 3, 16, 16)
+    with torch.no_grad():
+        expected = model(many)
+        with torch.autocast("cpu", torch.bfloat16):
+            plain = model(many).float()
+    found = optimize(model, many, way="kernel", precision="bf16")(many)
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() <= 2 * (plain - expected).norm()
+    assert error(found, expected) < error(transposed(model)(many), expected) / 3
+
+
+def test_a_size_that_is_not_native_is_left_to_another_way(model, cache, capsys, monkeypatch):
+    monkeypatch.setattr(module, "WAYS", {name: module.WAYS[name] for name in ("kernel", "eager")})
+    pictures = torch.randn(2, 3, 24, 24)
+    fast = optimize(model, pictures, precision="fp32")
+    assert fast.way == "eager"
+    assert "not by kernel: the C++ kernels do not compute this model here: the kernel mixes lines of the native 8 tokens" in (
+        capsys.readouterr().err
+    )
 
 
 def test_openvino_gives_the_models_answers_for_any_batch_and_starts_from_the_cache(model, pictures, cache):
@@ -97,11 +149,13 @@ def test_answers_that_are_not_the_models_are_refused(model, pictures, cache, mon
 
 
 def test_what_cannot_be_had_is_passed_over_with_the_reason(model, pictures, cache, monkeypatch, capsys):
+    monkeypatch.setattr(module._Kernel, "why_not", lambda self, precision: "there is no kernel here.")
     monkeypatch.setattr(module._OpenVino, "why_not", lambda self, precision: "there is no openvino here.")
     monkeypatch.setattr(module._Aoti, "why_not", lambda self, precision: "there is no compiler here.")
     fast = optimize(model, pictures)
     assert fast.way == "eager"
     said = capsys.readouterr().err
+    assert "not by kernel: there is no kernel here." in said
     assert "not by openvino: there is no openvino here." in said
     assert "not by aoti: there is no compiler here." in said
     with pytest.raises(UserError, match="no openvino here"):
@@ -119,14 +173,16 @@ def test_a_write_that_is_cut_short_leaves_nothing_behind(model, pictures, cache,
     assert list(cache.iterdir()) == []
 
 
-def test_int8_is_near_the_model_where_a_transposed_matrix_is_far(model, pictures, cache):
+@pytest.mark.parametrize("way", [pytest.param("kernel", marks=BYTES), "openvino"])
+def test_int8_is_near_the_model_where_a_transposed_matrix_is_far(model, pictures, cache, way):
     many = torch.randn(64, 3, 16, 16)
-    fast = optimize(model, pictures, precision="int8", calibration=[p.numpy() for p in many.split(4)])
-    assert (fast.way, fast.precision) == ("openvino", "int8")
+    calibration = [p.numpy() for p in many.split(4)] if way == "openvino" else None
+    fast = optimize(model, pictures, way=way, precision="int8", calibration=calibration)
+    assert (fast.way, fast.precision) == (way, "int8")
     with torch.no_grad():
         expected, turned = model(many), transposed(model)(many)
     near, far = ((found - expected).norm() / expected.norm() for found in (fast(many), turned))
-    assert near < 0.3
+    assert near < (0.1 if way == "kernel" else 0.3)
     assert far > 0.4
 
 
@@ -135,7 +191,7 @@ def test_int8_is_near_the_model_where_a_transposed_matrix_is_far(model, pictures
     [
         ({"way": "openvin"}, "did you mean 'openvino'"),
         ({"precision": "int4"}, "unknown precision"),
-        ({"precision": "int8"}, "calibrated on real pictures"),
+        ({"way": "openvino", "precision": "int8"}, "calibrated on real pictures"),
         (
             {"way": "eager", "precision": "int8", "calibration": [np.zeros((4, 3, 16, 16), np.float32)]},
             "needs openvino",
