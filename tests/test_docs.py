@@ -171,3 +171,12 @@ def test_the_citation_is_whole():
 def test_the_tables_of_speed_are_the_results(monkeypatch):
     page = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
     assert {mark: between(page, mark) for mark in ("speed", "goals")} == benchmark("speed", monkeypatch).parts()
+
+
+def test_the_table_of_precisions_is_its_results_and_keeps_the_promises(monkeypatch):
+    found = json.loads((ROOT / "benchmarks/results/precision.json").read_text())
+    page = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+    assert between(page, "precision") == benchmark("precision", monkeypatch).part(found)
+    model, _, bf16, int8 = found["rows"]
+    assert bf16["agreement"] >= 99.5
+    assert model["accuracy"] - int8["accuracy"] <= 0.5

@@ -100,8 +100,9 @@ def test_a_size_that_is_not_native_is_left_to_another_way(model, cache, capsys, 
     pictures = torch.randn(2, 3, 24, 24)
     fast = optimize(model, pictures, precision="fp32")
     assert fast.way == "eager"
-    assert "not by kernel: the C++ kernels do not compute this model here: the kernel mixes lines of the native 8 tokens" in (
-        capsys.readouterr().err
+    assert (
+        "not by kernel: the C++ kernels do not compute this model here: the kernel mixes lines of the native 8 tokens"
+        in (capsys.readouterr().err)
     )
 
 

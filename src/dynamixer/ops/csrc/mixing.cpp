@@ -44,18 +44,12 @@ struct Out {
   float* at;
   int64_t row;
 };
-// What a product is added to: nothing, what is there already, or one row for all rows.
-enum class Start { zero, there, row };
 
-template <int MR, int NV, Start START>
-inline void tile(int64_t k, In a, In b, Out out, const float* row) {
+template <int MR, int NV>
+inline void tile(int64_t k, In a, In b, Out out) {
   Vec sum[MR][NV];
   for (int i = 0; i < MR; ++i)
-    for (int j = 0; j < NV; ++j) {
-      if constexpr (START == Start::zero) sum[i][j] = broadcast(0);
-      if constexpr (START == Start::there) sum[i][j] = *(const Vec*)(out.at + i * out.row + j * LANES);
-      if constexpr (START == Start::row) sum[i][j] = *(const Vec*)(row + j * LANES);
-    }
+    for (int j = 0; j < NV; ++j) sum[i][j] = broadcast(0);
   for (int64_t p = 0; p < k; ++p) {
     Vec right[NV];
     for (int j = 0; j < NV; ++j) right[j] = *(const Vec*)(b.at + p * b.row + j * LANES);
@@ -69,29 +63,28 @@ inline void tile(int64_t k, In a, In b, Out out, const float* row) {
 }
 
 // NV vectors of columns, MR rows at a time, the rest at once.
-template <int MR, int NV, Start START>
-void strip(int64_t m, int64_t k, In a, In b, Out out, const float* row) {
+template <int MR, int NV>
+void strip(int64_t m, int64_t k, In a, In b, Out out) {
   int64_t i = 0;
-  for (; i + MR <= m; i += MR, a.at += MR * a.row, out.at += MR * out.row) tile<MR, NV, START>(k, a, b, out, row);
+  for (; i + MR <= m; i += MR, a.at += MR * a.row, out.at += MR * out.row) tile<MR, NV>(k, a, b, out);
   switch (m - i) {
-    case 7: if constexpr (MR > 7) return tile<7, NV, START>(k, a, b, out, row);
-    case 6: if constexpr (MR > 6) return tile<6, NV, START>(k, a, b, out, row);
-    case 5: if constexpr (MR > 5) return tile<5, NV, START>(k, a, b, out, row);
-    case 4: if constexpr (MR > 4) return tile<4, NV, START>(k, a, b, out, row);
-    case 3: if constexpr (MR > 3) return tile<3, NV, START>(k, a, b, out, row);
-    case 2: if constexpr (MR > 2) return tile<2, NV, START>(k, a, b, out, row);
-    case 1: return tile<1, NV, START>(k, a, b, out, row);
+    case 7: if constexpr (MR > 7) return tile<7, NV>(k, a, b, out);
+    case 6: if constexpr (MR > 6) return tile<6, NV>(k, a, b, out);
+    case 5: if constexpr (MR > 5) return tile<5, NV>(k, a, b, out);
+    case 4: if constexpr (MR > 4) return tile<4, NV>(k, a, b, out);
+    case 3: if constexpr (MR > 3) return tile<3, NV>(k, a, b, out);
+    case 2: if constexpr (MR > 2) return tile<2, NV>(k, a, b, out);
+    case 1: return tile<1, NV>(k, a, b, out);
   }
 }
 
-// out[m, n] = start + A[m, k] B[k, n], n whole vectors; `apart` is the distance of B's strips of 16 columns (16: plain rows).
-template <Start START = Start::zero>
-void product(int64_t m, int64_t n, int64_t k, In a, In b, int64_t apart, Out out, const float* row = nullptr) {
-  if (n == 3 * LANES && apart == 2 * LANES) return strip<4, 3, START>(m, k, a, b, out, row);
+// out[m, n] = A[m, k] B[k, n] for one segment of a line, n whole vectors.
+void product(int64_t m, int64_t n, int64_t k, In a, In b, Out out) {
+  if (n == 3 * LANES) return strip<4, 3>(m, k, a, b, out);
   int64_t j = 0;
-  for (; j + 2 * LANES <= n; j += 2 * LANES, b.at += apart, out.at += 2 * LANES, row = row ? row + 2 * LANES : row)
-    m % 6 && m % 4 == 0 && m < 24 ? strip<4, 2, START>(m, k, a, b, out, row) : strip<6, 2, START>(m, k, a, b, out, row);
-  if (j < n) strip<8, 1, START>(m, k, a, b, out, row);
+  for (; j + 2 * LANES <= n; j += 2 * LANES, b.at += 2 * LANES, out.at += 2 * LANES)
+    m % 6 && m % 4 == 0 && m < 24 ? strip<4, 2>(m, k, a, b, out) : strip<6, 2>(m, k, a, b, out);
+  if (j < n) strip<8, 1>(m, k, a, b, out);
 }
 
 struct Shape {
@@ -425,7 +418,7 @@ void mix_forward(const Shape& s, const T* x, const T* features, int64_t stride, 
             }
           const float* matrix = matrices.data() + unit * s.matrix;
           const Out mixed = room(s, out + at, space.data());
-          product(s.length, s.cp, s.length, {matrix, s.lp}, tokens(s, x + at, values.data()), 2 * LANES, mixed);
+          product(s.length, s.cp, s.length, {matrix, s.lp}, tokens(s, x + at, values.data()), mixed);
           store(s, mixed, out + at);
         }
     }
@@ -486,10 +479,10 @@ void mix_backward(const Shape& s, const T* grad, const T* x, const T* features, 
             }
           const In above = tokens(s, grad + at, outer.data());
           const Out below = room(s, x_grad + at, inner.data());
-          product(s.length, s.cp, s.length, {matrix, 1, s.lp}, above, 2 * LANES, below);
+          product(s.length, s.cp, s.length, {matrix, 1, s.lp}, above, below);
           store(s, below, x_grad + at);
           turn(s, tokens(s, x + at, values.data()), turned.data());
-          product(s.length, s.lp, s.c, above, {turned.data(), s.lp}, 2 * LANES, {matrix_grad, s.lp});
+          product(s.length, s.lp, s.c, above, {turned.data(), s.lp}, {matrix_grad, s.lp});
           if (softmax) softmax_rows_backward(matrix_grad, matrix, s.length, s.lp);
         }
       if (has_added)
