@@ -16,7 +16,7 @@ assert height == width, "this example is for square pictures"
 for name in sys.argv[2:]:
     try:
         picture = ImageOps.exif_transpose(Image.open(name)).convert("RGB")
-    except OSError as error:
+    except Exception as error:  # Pillow has half a dozen kinds for a damaged file
         sys.exit(f"{name} cannot be read: {error}")
     side = int(height / how["crop_pct"])  # of the shorter side, before the centre is cut out
     scale = side / min(picture.size)

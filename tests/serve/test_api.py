@@ -322,4 +322,7 @@ def test_a_users_mistakes_are_one_sentence(model, tmp_path, command, monkeypatch
     (tmp_path / "token").write_bytes(b"\xff")
     code, said = command("--model", model, "--port", 0, "--token-file", tmp_path / "token")
     assert code == 2
-    assert "cannot be read as a token" in said
+    assert "cannot be read as a token: it is not text." in said
+    code, said = command("--model", model, "--port", 0, "--token-file", tmp_path / "none")
+    assert code == 2
+    assert "none cannot be read as a token: No such file or directory." in said

@@ -37,7 +37,7 @@ from dynamixer.cli.common import EXIT_CODES, json_option, print_result
 @click.option("--int8", is_flag=True, help="Linear layers in eight bits, calibrated on --data (openvino).")
 @json_option
 def export(model: str, format: str, out: Path | None, as_json: bool, data: tuple[str, ...], **options: Any) -> None:
-    """Write MODEL, a run folder, checkpoint or hf-hub:OWNER/NAME, for other runtimes.
+    """Write MODEL (run folder, checkpoint, hf-hub:OWNER/NAME, or a name whose weights ship) for other runtimes.
 
     \b
       dynamixer export runs/first                                        first.onnx, any batch size

@@ -59,6 +59,7 @@ def serve(model: str, token_file: Path | None, device: str, as_json: bool, **opt
     may be used, /metrics is for Prometheus. Ctrl-C or SIGTERM ends it. --json prints {"address": ...} once it listens.
     """
     from dynamixer.errors import UserError  # noqa: PLC0415
+    from dynamixer.files import reason  # noqa: PLC0415
 
     try:
         from dynamixer.serve import Settings  # noqa: PLC0415
@@ -70,6 +71,7 @@ def serve(model: str, token_file: Path | None, device: str, as_json: bool, **opt
         try:
             token = token_file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{token_file} cannot be read as a token: {error}.") from None
+            why = reason(error) if isinstance(error, OSError) else "it is not text"
+            raise UserError(f"{token_file} cannot be read as a token: {why}.") from None
     settings = Settings(token=token, **options)
     run(model, settings, device=device, ready=lambda address: print_result(as_json, {"address": address}, address))
