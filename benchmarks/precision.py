@@ -33,7 +33,7 @@ def measured(data: str) -> list[dict[str, Any]]:
     labels = torch.as_tensor(source.labels)
     model = checkpoint.model.eval()
     with torch.inference_mode():
-        expected = torch.cat([model(part) for part in pictures.split(BATCH)])
+        expected = torch.cat([model(part) for part in torch.split(pictures, BATCH)])
 
     def row(name: str, logits: Tensor) -> dict[str, Any]:
         return {

@@ -1,8 +1,8 @@
 """A whole mixer layer by the C++ kernels, forward and backward, for processors: fp32, and bf16 where the processor multiplies it.
 
-Between the kernels only the tokens themselves reach memory: normalised, mixed along each axis, and after the layer. The backward
-pass keeps eight numbers for each channel of a token. The reweighting is computed before its branches are projected, from the means
-of what they project, which by linearity is the same.
+Between the kernels only the tokens themselves reach memory: normalised, mixed along each axis, and after the layer. The
+backward pass keeps eight numbers for each channel of a token. The reweighting is computed before its branches are projected, from
+the means of what they project, which by linearity is the same.
 
 Letters: B images, H W grid of tokens, C channels, S segments, d reduced width, F hidden channels of the MLP.
 """
@@ -221,8 +221,8 @@ def why_not_layer(x: Tensor) -> str | None:
 class Packed:
     """Weights packed for the kernels, each when it is first asked for; with `bytes` in eight bits, for inference only.
 
-    Then each output's weights have a step of their own, and every token is rounded by its own range when it is read. The reductions
-    and generators stay as they are: what decides the mixing is small.
+    Then each output's weights have a step of their own, and every token is rounded by its own range when it is read. The
+    reductions and generators stay as they are: what decides the mixing is small.
     """
 
     def __init__(self, weights: dict[str, Tensor], kind: torch.dtype, *, bytes: bool = False):  # noqa: A002
