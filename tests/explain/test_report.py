@@ -1,5 +1,6 @@
 import html
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -95,6 +96,14 @@ def test_it_is_said_beside_the_first_picture_and_the_figures_follow(tmp_path):
     assert set(found.blocks[0]) == {"block", "name", "grid", "segments", "entropy_row", "entropy_column"}
     assert found.blocks[0]["entropy_row"] is None
     assert found.size == (20, 20)
+
+
+def test_what_does_not_exist_for_one_token_is_a_dash(tmp_path):
+    found = explain(BAG, saved(tmp_path), out=tmp_path / "out", blocks=[0], size=3, device="cpu")
+    assert found.receptive["rank_correlation"] is None
+    words = html.unescape(re.sub('data:[^"]*', "", Path(found.files[-1]).read_text()))
+    assert "Rank correlation of rollout and gradient: - (- with even weights" in words
+    assert not re.search(r"\bnan\b", words)
 
 
 @pytest.mark.heavy

@@ -14,7 +14,7 @@ from dynamixer.data.preprocess import MAX_SIDE, Preprocessing
 from dynamixer.explain import pictures as draw
 from dynamixer.explain.average import Average
 from dynamixer.explain.matrices import AXES, BlockMixing, Explanation
-from dynamixer.explain.receptive import Receptive
+from dynamixer.explain.receptive import Receptive, in_words
 from dynamixer.files import whole_file
 from dynamixer.plots import prediction_sheet
 from dynamixer.predict import Guess
@@ -122,9 +122,10 @@ def _block(found: Findings, mixing: BlockMixing) -> Iterator[Drawn]:
 
 
 def _agreement(flow: Receptive) -> str:
-    ranks = f"{flow.rank_correlation:.2f} ({flow.even_correlation:.2f} with even weights in place of the matrices)"
+    even = f"{in_words(flow.even_correlation)} with even weights in place of the matrices"
     return (
-        f"Rank correlation of rollout and gradient: {ranks}. {flow.left_out} The gradient has all of the network in it."
+        f"Rank correlation of rollout and gradient: {in_words(flow.rank_correlation)} ({even}). {flow.left_out} "
+        "The gradient has all of the network in it."
     )
 
 
@@ -154,7 +155,7 @@ def write_page(
         best = found.top[0]
         summary |= {"most likely class": best.label, "its probability": f"{100 * best.probability:.1f} %"}
     summary["token (row, column)"] = "{}, {}".format(*found.token)
-    summary["rank correlation of rollout and gradient"] = f"{found.flow.rank_correlation:.2f}"
+    summary["rank correlation of rollout and gradient"] = in_words(found.flow.rank_correlation)
     report = folder / "report.html"
     title = f"How {found.title} is mixed"
     write_report(report, title=title, summary=summary, config=config, rows=rows, figures=figures, table="Blocks")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dynamixer.explain.average import Average, BlockAverage
 from dynamixer.explain.matrices import AXES, Axis, BlockMixing, Explanation
-from dynamixer.explain.receptive import Receptive
+from dynamixer.explain.receptive import Receptive, in_words
 from dynamixer.plots import HELD, INK, TRAIN, _figure
 
 COLOURS = {"row": TRAIN, "column": HELD, "channel": "#8a8f98"}
@@ -134,7 +134,7 @@ def receptive_picture(photo: Photo, found: Receptive, side: int, first_side: int
     panels = figure.subplots(1, 3)
     photo.draw(panels[0], pale=False)
     panels[0].set_title("the picture as the network sees it", fontsize=9, color=INK)
-    agreement = f"rank correlation {found.rank_correlation:.2f}"
+    agreement = f"rank correlation {in_words(found.rank_correlation)}"
     for panel, values, name in (
         (panels[1], found.rollout, "rollout of the mixing"),
         (panels[2], found.gradient, f"gradient ({agreement})"),

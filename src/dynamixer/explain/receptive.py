@@ -3,6 +3,7 @@
 Letters: B images, H W grid of tokens, C channels, S segments, N tokens that are asked about.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -214,6 +215,11 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
     first, second = first - first.mean(), second - second.mean()
     size = first.norm() * second.norm()
     return float(first @ second / size) if size > 0 else float("nan")
+
+
+def in_words(correlation: float) -> str:
+    """A correlation for people; a dash where there is none, as on a grid of one token."""
+    return "-" if math.isnan(correlation) else f"{correlation:.2f}"
 
 
 def _ranks(values: Tensor) -> Tensor:
