@@ -99,7 +99,7 @@ def test_it_is_said_beside_the_first_picture_and_the_figures_follow(tmp_path):
 
 
 def test_what_does_not_exist_for_one_token_is_a_dash(tmp_path):
-    found = explain(BAG, saved(tmp_path), out=tmp_path / "out", blocks=[0], size=3, device="cpu")
+    found = explain(BAG, saved(tmp_path), out=tmp_path / "out", blocks=[0], size=2, device="cpu")
     assert found.receptive["rank_correlation"] is None
     words = html.unescape(re.sub('data:[^"]*', "", Path(found.files[-1]).read_text()))
     assert "Rank correlation of rollout and gradient: - (- with even weights" in words
