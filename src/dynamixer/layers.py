@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynamixer.errors import UserError
+from dynamixer.fuse import plan_of
 from dynamixer.mixing import Generator, Mixing
 from dynamixer.ops import DenseWeights, DynamicWeights, StaticWeights, Weights, batched_mixing, mixing_matrices
 from dynamixer.ops.fused import fused_mix, why_not_fused
-from dynamixer.ops.layer import Axis, Plan, kind_of, mixer_layer, why_not_layer
+from dynamixer.ops.layer import kind_of, mixer_layer, why_not_layer
 from dynamixer.ops.resample import interpolation, same_length
 
 
@@ -240,7 +241,7 @@ class MixerLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to [B, H, W, C]."""
         if self.fused and self.why_not_fused(x) is None:
-            plan, parameters = self.plan()
+            plan, parameters = plan_of(self)
             return mixer_layer(plan, x.to(kind_of(x)), self._drop(x), parameters)
         x = x + self.drop_path(self.mixer(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
@@ -251,42 +252,6 @@ class MixerLayer(nn.Module):
             return None
         ones = x.new_ones(len(x), 1, 1, 1)
         return torch.stack([self.drop_path(ones).flatten(), self.drop_path(ones).flatten()], dim=1).float()
-
-    def plan(self) -> tuple[Plan, list[Tensor]]:
-        """What the C++ kernels have to know of the layer, and its parameters in the plan's order."""
-        mixer, named = self.mixer, dict[str, Tensor | None]()
-
-        def note(name: str, part: Any) -> None:
-            named.update({f"{name}.weight": part.weight, f"{name}.bias": part.bias})
-
-        for name, part in {
-            "norm1": self.norm1,
-            "project": mixer.project,
-            "norm2": self.norm2,
-            "fc1": self.mlp.fc1,
-            "fc2": self.mlp.fc2,
-        }.items():
-            note(name, part)
-        axes = []
-        for name, axis, one in (("column", 1, mixer.row if mixer.shared else mixer.column), ("row", 2, mixer.row)):
-            if one is None:
-                continue
-            dynamic = one.generator == "dynamic"
-            axes.append(Axis(name, axis, one.segments, one.softmax, dynamic, one.static is not None))
-            note(f"{name}.project", one.project)
-            if dynamic:
-                note(f"{name}.reduce", one.reduce)
-                note(f"{name}.generate", one.generate)
-            named[f"{name}.static"] = one.static if dynamic else one.matrices
-        if mixer.channel is not None:
-            note("channel.project", mixer.channel)
-        if mixer.reweight is not None:
-            note("reweight.fc1", mixer.reweight.fc1)
-            note("reweight.fc2", mixer.reweight.fc2)
-        given = {name: value for name, value in named.items() if value is not None}
-        eps = self.norm1.eps, self.norm2.eps
-        plan = Plan(tuple(axes), mixer.channel is not None, mixer.reweight is not None, eps, tuple(given))
-        return plan, list(given.values())
 
     def why_not_fused(self, x: Tensor) -> str | None:
         """Why the C++ kernels cannot compute the layer for x, or None: a clause to end a sentence with."""

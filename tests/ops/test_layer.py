@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dynamixer.fuse import plan_of
 from dynamixer.layers import MixerLayer, Mixing
 from dynamixer.ops import reference_mixing
 from dynamixer.ops.layer import mixer_layer
@@ -219,6 +220,6 @@ def test_it_keeps_eight_numbers_for_each_channel_of_a_token():
 
 def test_the_function_takes_what_the_plan_names():
     one, x = layer(Mixing(static=True), SHAPES[0]), tokens(SHAPES[0])
-    plan, parameters = one.plan()
+    plan, parameters = plan_of(one)
     assert len(plan.names) == len(parameters) == len(list(one.parameters()))
     assert torch.equal(mixer_layer(plan, x, None, parameters), one(x))

@@ -15,7 +15,6 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import dynamixer
 from dynamixer.data.preprocess import native_size
@@ -30,6 +29,7 @@ from dynamixer.speed.clock import Call, in_turn, ratio
 from dynamixer.speed.fast import Optimized, optimize
 from dynamixer.speed.kernel import use_kernel
 from dynamixer.speed.plain import plain
+from dynamixer.speed.step import TrainingStep
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LATENCIES = 40  # calls at batch 1, of which the 99th percentile is nearly the slowest
@@ -196,42 +196,6 @@ def _measure_training(model: nn.Module, variants: dict[str, nn.Module], plan: Pl
     for key, step in steps.items():
         if not key.endswith("compiled"):
             result.training[key]["kept_mib"] = step.kept()
-
-
-class TrainingStep:
-    """Forward, loss, backward and AdamW, on the same pictures each time."""
-
-    def __init__(self, model: nn.Module, pictures: Tensor, autocast: Callable[[], Any]):
-        self.model, self.pictures, self.autocast = copy.deepcopy(model).train(), pictures, autocast
-        self.labels = torch.arange(len(pictures)) % 10
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6)
-
-    def loss(self) -> Tensor:
-        """Of one forward pass."""
-        with self.autocast():
-            logits = self.model(self.pictures)
-        return F.cross_entropy(logits.float(), self.labels)
-
-    def __call__(self) -> None:
-        """One step."""
-        self.loss().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def kept(self) -> float:
-        """MiB that a forward pass keeps for the backward pass, weights left out."""
-        weights = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
-        kept: dict[int, int] = {}
-
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            self.loss()
-        return sum(kept.values()) / 2**20
 
 
 def _autocast(precision: str) -> Callable[[], Any]:

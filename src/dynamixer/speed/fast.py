@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from dynamixer.errors import UserError, did_you_mean
 from dynamixer.export.formats import need
 from dynamixer.export.int8 import quantise
-from dynamixer.layers import MixerLayer
 from dynamixer.logs import log
 from dynamixer.native import cache_folder, digest
 from dynamixer.ops.kernel import load_kernel
-from dynamixer.ops.layer import Packed, complete, forward
+from dynamixer.speed.frozen import freeze
 from dynamixer.speed.kernel import use_kernel
 
 Run = Callable[[Tensor], Tensor]
@@ -204,26 +203,6 @@ def _check(model: nn.Module, run: Run, example: Tensor, precision: str) -> None:
         raise UserError(f"its logits differ by {difference:.2g} where {allowed:.2g} are allowed.")
 
 
-class _Frozen(nn.Module):
-    """A layer of a model that no longer changes: its weights are packed once."""
-
-    def __init__(self, layer: MixerLayer, kind: torch.dtype, *, int8: bool):
-        super().__init__()
-        self.layer, self.kind = layer, kind
-        self.plan, parameters = layer.plan()
-        self.weights = complete(self.plan, dict(zip(self.plan.names, parameters, strict=True)))
-        self.packs = Packed(self.weights, kind, bytes=int8)
-        self.known = set[tuple[int, ...]]()  # shapes for which it is known that it works
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.kind).contiguous()
-        if x.shape not in self.known:
-            if why_not := self.layer.why_not_fused(x):
-                raise UserError(f"the C++ kernels do not compute this model here: {why_not}.")
-            self.known.add(tuple(x.shape))
-        return forward(self.plan, x, None, self.weights, self.packs, keep=False)[0]
-
-
 class _Kernel:
     """The C++ kernels, with weights that are packed once."""
 
@@ -242,11 +221,8 @@ class _Kernel:
     def load(self, model: nn.Module, path: Path | None, precision: str) -> Run:
         """With int8 what is not in eight bits is in bf16, where the processor computes in it."""
         around = precision if precision != "int8" else "bf16" if computes_in_bf16() else "fp32"
-        frozen, kind = use_kernel(copy.deepcopy(model)), torch.bfloat16 if around == "bf16" else torch.float32
-        for part in [*frozen.modules()]:
-            for name, layer in part.named_children():
-                if isinstance(layer, MixerLayer):
-                    setattr(part, name, _Frozen(layer, kind, int8=precision == "int8"))
+        kind = torch.bfloat16 if around == "bf16" else torch.float32
+        frozen = freeze(use_kernel(copy.deepcopy(model)), kind, int8=precision == "int8")
         return _Eager().load(frozen, None, around)
 
 

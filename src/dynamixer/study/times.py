@@ -11,9 +11,9 @@ from dynamixer.errors import UserError
 from dynamixer.logs import log
 from dynamixer.models.count import count
 from dynamixer.progress import progress
-from dynamixer.speed.bench import TrainingStep
 from dynamixer.speed.clock import in_turn, ratio
 from dynamixer.speed.kernel import use_kernel
+from dynamixer.speed.step import TrainingStep
 from dynamixer.study.queue import cpu_name
 from dynamixer.study.results import Line
 from dynamixer.study.rows import BASE, DATASETS, MAIN, ROWS, Run, config_of
