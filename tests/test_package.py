@@ -49,7 +49,8 @@ ALLOWED = {
     "native": {"errors"},
     "ops": {"native", "errors"},
     "mixing": {"errors"},
-    "layers": {"mixing", "ops", "errors"},
+    "fuse": {"ops"},
+    "layers": {"fuse", "mixing", "ops", "errors"},
     "models": {"layers", "mixing", "ops", "errors", "files", "data.preprocess"},
     "data": {"errors", "logs", "files", "progress"},
 }
