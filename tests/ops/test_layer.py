@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from dynamixer.fuse import plan_of
 from dynamixer.layers import MixerLayer, Mixing
+from dynamixer.ops import layer as module
 from dynamixer.ops import reference_mixing
 from dynamixer.ops.layer import mixer_layer
 from dynamixer.speed import use_kernel
@@ -223,3 +224,13 @@ def test_the_function_takes_what_the_plan_names():
     plan, parameters = plan_of(one)
     assert len(plan.names) == len(parameters) == len(list(one.parameters()))
     assert torch.equal(mixer_layer(plan, x, None, parameters), one(x))
+
+
+def test_without_gradients_nothing_is_made_for_them(monkeypatch):
+    one, x, asked = layer(Mixing(), SHAPES[0]), tokens(SHAPES[0]), []
+    expected = one(x)
+    real = module.forward
+    monkeypatch.setattr(module, "forward", lambda *a, keep: asked.append(keep) or real(*a, keep=keep))
+    with torch.no_grad():
+        assert torch.equal(one(x), expected)
+    assert asked == [False]

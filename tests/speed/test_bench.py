@@ -104,3 +104,14 @@ def test_on_the_command_line_there_is_one_object_and_a_file(capsys, tmp_path):
     with pytest.raises(SystemExit) as end:
         main(["bench", "no_such_model"])
     assert end.value.code == 2
+
+
+def test_without_a_fast_way_the_rest_is_timed(monkeypatch):
+    def refuse(*_, **__):
+        raise UserError("there is none here.")
+
+    monkeypatch.setattr(module, "optimize", refuse)
+    measured = bench(["dynamixer_nano"], Plan(**QUICK | {"fast": True}, train=False))["models"][0]
+    assert list(measured["inference"]) == ["plain", "eager", "kernel"]
+    assert measured["refused"] == {"fast": "there is none here."}
+    assert measured["start"] == {}

@@ -27,7 +27,7 @@ def why_not_fused(x: Tensor, weights: Weights, *, axis: int, length: int) -> str
         "an exported program has to run where the kernel is not": torch.compiler.is_exporting(),
         "the kernel mixes grids [B, H, W, C]": x.dim() != 4,
         f"the kernel is for processors, and the tokens are on {x.device.type}": x.device.type != "cpu",
-        f"the kernel computes in fp32, and the tokens are {x.dtype}": x.dtype not in DTYPES,
+        f"the kernel takes fp32, bf16 and fp16, and the tokens are {x.dtype}": x.dtype not in DTYPES,
         "the kernel does not generate dense matrices": isinstance(weights, DenseWeights),
         f"the kernel mixes lines of the native {length} tokens, and these have {x.shape[axis]}": x.shape[axis]
         != length,

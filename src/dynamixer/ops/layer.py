@@ -275,6 +275,9 @@ class _Layer(torch.autograd.Function):
 
 
 def mixer_layer(plan: Plan, x: Tensor, drop: Tensor | None, parameters: list[Tensor]) -> Tensor:
-    """Apply a layer to x [B, H, W, C], with gradients."""
+    """Apply a layer to x [B, H, W, C], with gradients where they are asked for."""
+    if not torch.is_grad_enabled():
+        x, weights = x.contiguous(), complete(plan, dict(zip(plan.names, parameters, strict=True)))
+        return forward(plan, x, drop, weights, Packed(weights, x.dtype), keep=False)[0]
     result: Tensor = _Layer.apply(plan, x, drop, *parameters)
     return result

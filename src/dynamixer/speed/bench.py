@@ -133,7 +133,7 @@ def _measure(name: str, plan: Plan) -> Measured:
     )
     calls = {key: _inference(variant, autocast) for key, variant in variants.items()}
     if plan.compile:
-        for key in variants.keys() - {"kernel"}:
+        for key in [key for key in variants if key != "kernel"]:
             calls[f"{key}, compiled"] = _compiled(variants[key], autocast)
     ways = _ways(model, pictures, plan, result) if plan.fast else {}
     taken = _refused(calls | ways, model, pictures, plan.precision, result)
@@ -143,8 +143,9 @@ def _measure(name: str, plan: Plan) -> Measured:
         result.baseline,
         plan.batch,
     )
-    if plan.fast:
+    if "fast" in ways:
         result.start = _second_start(name, plan, ways["fast"])
+    if plan.fast:
         ways = _ways(model, pictures[:1], plan, result)
     single = {key: partial(call, pictures[:1]) for key, call in (calls | ways).items() if key in taken}
     result.latency = _figures(_in_turn(single, LATENCIES), result.baseline, 1)
@@ -185,7 +186,7 @@ def _measure_training(model: nn.Module, variants: dict[str, nn.Module], plan: Pl
     pictures = torch.randn(result.train_batch, 3, *result.size, generator=torch.Generator().manual_seed(0))
     variants = dict(variants)
     if plan.compile:
-        for key in variants.keys() - {"kernel"}:
+        for key in [key for key in variants if key != "kernel"]:
             compiled: Any = torch.compile(copy.deepcopy(variants[key]))
             variants[f"{key}, compiled"] = compiled
     if plan.peers and isinstance(model, DynaMixer):

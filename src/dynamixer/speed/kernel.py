@@ -1,4 +1,4 @@
-"""Lets the C++ kernel mix in a model."""
+"""Lets the C++ kernels compute the layers of a model."""
 
 from torch import nn
 
@@ -8,11 +8,11 @@ from dynamixer.ops.kernel import load_kernel
 
 
 def use_kernel(model: nn.Module) -> nn.Module:
-    """Let the C++ kernel generate, normalise and mix in `model` wherever it can: on a processor, in fp32, bf16 or fp16, at the
-    native picture size. Elsewhere the plain operations run. The results are the same but for rounding. The GELU and the
-    sum of the branches are computed again in the backward pass: a training step keeps less than two thirds of the memory.
+    """Let C++ kernels compute the layers of `model` wherever they can: on a processor, at the native picture size, in fp32, and
+    in bf16 where the processor multiplies it. Elsewhere the kernel that mixes runs by itself (fp16 too), or the plain operations.
+    The results are the same but for rounding. A training step keeps about two fifths of what it would for its backward pass.
 
-    The first call on a machine compiles the kernel for its processor, about half a minute. The model is changed in place.
+    The first call on a machine compiles the kernels for its processor, about a minute. The model is changed in place.
 
     Raises:
         UserError: no part of the model is for the kernel, or there is no compiler here.

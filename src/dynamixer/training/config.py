@@ -75,7 +75,7 @@ class TrainConfig:
     on_bad_image: str = _key("stop", "a picture that cannot be read: stop with its name, or skip, count and name it")
     patience: int = _key(0, "stop after that many epochs without a better one, 0 for never")
     precision: str = _key("fp32", "fp32, bf16 or fp16 for automatic mixed precision, fp64 for checks")
-    kernel: str = _key("off", "the C++ kernel that mixes on processors: off, auto (where it can be built) or on")
+    kernel: str = _key("off", "C++ kernels for the layers on processors: off, auto (where they can be built) or on")
     compile: bool = _key(False, "compile the model (minutes at the start, faster afterwards)")
     grad_checkpointing: bool = _key(False, "recompute activations in the backward pass, to save memory")
     parallel: str = _key("ddp", "with torchrun: ddp, or fsdp2 to shard weights and optimiser")

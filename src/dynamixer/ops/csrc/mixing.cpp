@@ -1,7 +1,7 @@
 // Generate, normalise and mix in one pass over the tokens, forward and backward, for processors.
 //
 // A chunk of lines is worked on at a time, so that its mixing matrices live in the cache and never in memory; the backward pass
-// makes them again. Everything is computed in fp32, whatever the dtype of the tokens.
+// makes them again. Softmax and sums are in fp32; what is multiplied is in bf16 for tokens in bf16 where the processor multiplies it, else in fp32.
 //
 // Letters: L tokens in a line, C channels, S segments, c = C/S, d reduced width; a unit is one segment of one line.
 // P after a letter: rounded up to whole vectors. A matrix is [output token, input token], its rows of LP numbers; what is
@@ -335,8 +335,7 @@ void turn(const Shape& s, In from, float* to) {
     for (int64_t i = 0; i < s.c; ++i) to[i * s.lp + t] = from.at[t * from.row + i];
 }
 
-// One segment of a line in words of bf16, where the processor multiplies them and segments are whole eights: L tokens from `x`, C numbers apart.
-// Nothing is kept of a line but what these functions say; `space` is any memory.
+// Whether a segment of a line is mixed in words of bf16: the processor multiplies them, and segments are whole eights.
 constexpr int64_t EIGHT = 8;
 template <typename T>
 bool in_words(const Shape& s) { return std::is_same_v<Kind<T>, at::BFloat16> && s.c % EIGHT == 0; }
