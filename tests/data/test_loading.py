@@ -1,4 +1,5 @@
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from dynamixer.data.loading import (
     Key,
     RunKeys,
     TrainingPictures,
+    batches,
     evaluation_loader,
     holdout,
     random_state,
@@ -273,3 +275,18 @@ def alive(pid):
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_outlive_a_signal_that_comes_as_they_are_born(number):
+    """A scheduler signals the whole process group, workers included that have not got to their handlers yet."""
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_loading import *
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), {int(number)}))
+loader = training_loader(pictures(), list(EpochKeys(np.arange(40), seed=0, epoch=0, batch_size=10, sizes=SIZES)), 2)
+print(sum(len(batch.labels) for batch in batches(loader)))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "40", done.stderr

@@ -20,6 +20,7 @@ from dynamixer.data.preprocess import Augmentation, Preprocessing
 from dynamixer.data.sources import Source
 
 GRACE = 30  # seconds that a worker outlives a SIGTERM: the main process may want its pictures for one more step
+STOPPING = {signal.SIGTERM, signal.SIGINT}
 KEEP_BYTES = 2**30  # pictures that take less than this as pixels are decoded once and kept
 
 
@@ -284,10 +285,19 @@ def readable(source: Source, indices: np.ndarray) -> tuple[np.ndarray, list[str]
     return np.array(good, dtype=np.int64), bad
 
 
+def started(loader: DataLoader[Batch]) -> Iterator[Any]:
+    """An iterator over the loader; its workers get no SIGTERM or SIGINT before `worker_signals` has said what those mean."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def batches(loader: DataLoader[Batch]) -> Iterator[Batch]:
     """The batches; a bad picture found by a worker is reported as in the main process."""
     try:
-        for pictures, labels, bad in loader:
+        for pictures, labels, bad in started(loader):
             yield Batch(pictures, labels, tuple(bad))
     except BadImage as error:  # a worker's error comes back as its traceback, with the sentence at the end
         raise BadImage(str(error).rstrip().split("BadImage: ")[-1]) from None
@@ -334,10 +344,11 @@ def end_with_parent(worker: int) -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def worker_signals(worker: int) -> None:
     """Ctrl-C, and SIGTERM from a scheduler, reach the whole process group: the main process decides what becomes of it."""
-    end_with_parent(worker)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))  # then it ends, whatever became of the main process
+    end_with_parent(worker)

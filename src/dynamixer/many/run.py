@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dynamixer.data.base import Pictures
 from dynamixer.data.decode import BadImage
-from dynamixer.data.loading import worker_signals
+from dynamixer.data.loading import started, worker_signals
 from dynamixer.data.preprocess import Preprocessing
 from dynamixer.data.unlabelled import open_pictures
 from dynamixer.device import resolve_device
@@ -223,6 +223,6 @@ def _compute(
     loader: DataLoader[Batch] = DataLoader(
         slices, batch_size=None, sampler=order, num_workers=workers, worker_init_fn=worker_signals
     )
-    batches = iter(loader)
+    batches = started(loader)
     for part in missing:
         yield part, predictor.rows(next(batches) for _ in job.slices(part))
