@@ -18,7 +18,6 @@ from dynamixer.data.loading import (
     Key,
     RunKeys,
     TrainingPictures,
-    batches,
     evaluation_loader,
     holdout,
     random_state,
@@ -284,6 +283,7 @@ def test_workers_outlive_a_signal_that_comes_as_they_are_born(number):
 import os, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_loading import *
+from dynamixer.data.loading import batches
 os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), {int(number)}))
 loader = training_loader(pictures(), list(EpochKeys(np.arange(40), seed=0, epoch=0, batch_size=10, sizes=SIZES)), 2)
 print(sum(len(batch.labels) for batch in batches(loader)))
