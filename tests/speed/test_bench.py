@@ -48,6 +48,8 @@ def test_every_variant_is_timed_against_the_first(found):
     assert (other["baseline"], list(other["inference"])) == ("eager", ["eager"])
     assert ours["inference"]["plain"]["times_baseline"] == 1.0
     assert ours["training"]["kernel"]["kept_mib"] < 0.9 * ours["training"]["plain"]["kept_mib"]
+    assert 0 < ours["training"]["kernel"]["peak_mib"] < 0.9 * ours["training"]["plain"]["peak_mib"]
+    assert {"peak_mib"} < ours["inference"]["kernel"].keys() & ours["latency"]["eager"].keys()
     assert ours["multiply_adds"] == count(example_model("dynamixer_nano")).multiply_adds
 
 

@@ -285,7 +285,7 @@ def readable(source: Source, indices: np.ndarray) -> tuple[np.ndarray, list[str]
     return np.array(good, dtype=np.int64), bad
 
 
-def started(loader: DataLoader[Batch]) -> Iterator[Any]:
+def started(loader: DataLoader[Any]) -> Iterator[Any]:
     """An iterator over the loader; its workers get no SIGTERM or SIGINT before `worker_signals` has said what those mean."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:

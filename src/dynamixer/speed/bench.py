@@ -28,6 +28,7 @@ from dynamixer.speed.ceiling import Ceiling, measure_ceiling
 from dynamixer.speed.clock import Call, in_turn, ratio
 from dynamixer.speed.fast import Optimized, optimize
 from dynamixer.speed.kernel import use_kernel
+from dynamixer.speed.memory import peak_mib
 from dynamixer.speed.plain import plain
 from dynamixer.speed.step import TrainingStep
 
@@ -149,6 +150,9 @@ def _measure(name: str, plan: Plan) -> Measured:
         ways = _ways(model, pictures[:1], plan, result)
     single = {key: partial(call, pictures[:1]) for key, call in (calls | ways).items() if key in taken}
     result.latency = _figures(_in_turn(single, LATENCIES), result.baseline, 1)
+    for key, call in single.items():
+        _note_peak(result.inference[key], partial(taken[key], pictures))
+        _note_peak(result.latency[key], call)
     result.ceiling = _ceiling(measure_ceiling(model, pictures, DTYPES[plan.precision]), plan)
     if plan.train:
         _measure_training(model, variants, plan, result)
@@ -195,8 +199,15 @@ def _measure_training(model: nn.Module, variants: dict[str, nn.Module], plan: Pl
     steps = {key: TrainingStep(variant, pictures, _autocast(plan.precision)) for key, variant in variants.items()}
     result.training = _figures(_in_turn(steps, plan.rounds), result.baseline, result.train_batch)
     for key, step in steps.items():
+        _note_peak(result.training[key], step)
         if not key.endswith("compiled"):
             result.training[key]["kept_mib"] = step.kept()
+
+
+def _note_peak(row: dict[str, float], call: Call) -> None:
+    """MiB beyond weights and optimiser state: what a call makes, gradients included."""
+    if (peak := peak_mib(call)) is not None:
+        row["peak_mib"] = peak
 
 
 def _autocast(precision: str) -> Callable[[], Any]:
@@ -301,7 +312,7 @@ def scale(names: Sequence[str], plan: Plan) -> dict[str, Any]:
     """Seconds and memory of a forward pass against picture size and batch, as it is (`eager`).
 
     Returns:
-        `about`, `plan` and `rows`: model, size, batch, images_per_s, multiply_adds.
+        `about`, `plan` and `rows`: model, size, batch, images_per_s, multiply_adds, peak_mib (see `_note_peak`).
     """
     rows = []
     for name in names:
@@ -315,16 +326,11 @@ def scale(names: Sequence[str], plan: Plan) -> dict[str, Any]:
         with progress("timing", len(settings)) as meter:
             for size, batch in settings:
                 pictures = torch.randn(batch, 3, size, size)
-                seconds = statistics.median(in_turn({"eager": partial(run, pictures)}, rounds=3)["eager"])
-                work = count(model, size).multiply_adds
-                rows.append(
-                    {
-                        "model": name,
-                        "size": size,
-                        "batch": batch,
-                        "images_per_s": batch / seconds,
-                        "multiply_adds": work,
-                    }
-                )
+                call = partial(run, pictures)
+                seconds = statistics.median(in_turn({"eager": call}, rounds=3)["eager"])
+                row: dict[str, Any] = {"model": name, "size": size, "batch": batch, "images_per_s": batch / seconds}
+                row["multiply_adds"] = count(model, size).multiply_adds
+                _note_peak(row, call)
+                rows.append(row)
                 meter.advance(1)
     return {"about": about(), "plan": asdict(plan), "rows": rows}

@@ -15,8 +15,8 @@ def table(found: dict[str, Any]) -> str:
             f"{model['model']}, {height}x{width}, {model['precision']}, times against {model['baseline']} "
             f"(median of rounds, quartiles)",
             "",
-            "| | variant | images/s | times | share of the ceiling | p50 | p99 | kept for backward |",
-            "|---|---|---|---|---|---|---|---|",
+            "| | variant | images/s | times | share of the ceiling | p50 | p99 | peak memory | kept for backward |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         ceiling = model["ceiling"]["images_per_s"]
         for title, rows in (
@@ -30,14 +30,14 @@ def table(found: dict[str, Any]) -> str:
                     if title.startswith(f"batch {model['batch']}")
                     else ""
                 )
-                kept = f"{row['kept_mib']:.0f} MiB" if "kept_mib" in row else ""
+                peak, kept = _mib(row, "peak_mib"), _mib(row, "kept_mib")
                 times = f"{row['times_baseline']:.2f} ({row['times_low']:.2f}-{row['times_high']:.2f})"
                 lines.append(
                     f"| {title} | {name} | {row['images_per_s']:.1f} | {times} | {share} | {row['p50_ms']:.0f} ms | "
-                    f"{row['p99_ms']:.0f} ms | {kept} |"
+                    f"{row['p99_ms']:.0f} ms | {peak} | {kept} |"
                 )
         lines += [
-            f"| machine | its matrix products alone | {ceiling:.1f} | | {model['ceiling']['gflop_per_s']:.0f} GFLOP/s | | | |",
+            f"| machine | its matrix products alone | {ceiling:.1f} | | {model['ceiling']['gflop_per_s']:.0f} GFLOP/s | | | | |",
             "",
         ]
         for name, why in model["refused"].items():
@@ -52,6 +52,10 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip()
 
 
+def _mib(row: dict[str, Any], key: str) -> str:
+    return f"{row[key]:.0f} MiB" if key in row else ""
+
+
 def _training_title(model: dict[str, Any]) -> str:
     batch = model["train_batch"]
     return "training step" if batch == model["batch"] else f"training step, batch {batch}"
@@ -59,12 +63,15 @@ def _training_title(model: dict[str, Any]) -> str:
 
 def scale_table(found: dict[str, Any]) -> str:
     """Cost against picture size and batch as Markdown."""
-    lines = ["| model | pixels | batch | images/s | GFLOP an image | GFLOP/s |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| model | pixels | batch | images/s | GFLOP an image | GFLOP/s | peak memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in found["rows"]:
         work = 2e-9 * row["multiply_adds"]
         lines.append(
             f"| {row['model']} | {row['size']} | {row['batch']} | {row['images_per_s']:.2f} | {work:.2f} | "
-            f"{work * row['images_per_s']:.0f} |"
+            f"{work * row['images_per_s']:.0f} | {_mib(row, 'peak_mib')} |"
         )
     return "\n".join(lines)
 
