@@ -24,7 +24,7 @@ from dynamixer.logs import log
 from dynamixer.models import DynaMixer, count
 from dynamixer.models.checkpoint import create_model
 from dynamixer.progress import progress
-from dynamixer.speed.ceiling import Ceiling, measure_ceiling
+from dynamixer.speed.ceiling import Ceiling, measure_ceiling, shapes
 from dynamixer.speed.clock import Call, in_turn, ratio
 from dynamixer.speed.fast import Optimized, optimize
 from dynamixer.speed.kernel import use_kernel
@@ -70,6 +70,7 @@ class Measured:
     refused: dict[str, str] = field(default_factory=dict)
     start: dict[str, float] = field(default_factory=dict)
     ceiling: dict[str, Any] = field(default_factory=dict)
+    training_ceiling: dict[str, Any] = field(default_factory=dict)  # of the products of a training step
 
 
 def bench(names: Sequence[str], plan: Plan) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def _measure(name: str, plan: Plan) -> Measured:
     for key, call in single.items():
         _note_peak(result.inference[key], partial(taken[key], pictures))
         _note_peak(result.latency[key], call)
-    result.ceiling = _ceiling(measure_ceiling(model, pictures, DTYPES[plan.precision]), plan)
+    result.ceiling = _ceiling(measure_ceiling(shapes(model, pictures), DTYPES[plan.precision]), plan.batch, plan)
     if plan.train:
         _measure_training(model, variants, plan, result)
     return result
@@ -197,6 +198,8 @@ def _measure_training(model: nn.Module, variants: dict[str, nn.Module], plan: Pl
         for peer, options in {"static": {"generator": "static"}, "no softmax": {}}.items():
             variants[peer] = use_kernel(example_model(result.model, plan.size, softmax=False, **options))
     steps = {key: TrainingStep(variant, pictures, _autocast(plan.precision)) for key, variant in variants.items()}
+    products = shapes(copy.deepcopy(model), pictures, backward=True)
+    result.training_ceiling = _ceiling(measure_ceiling(products, DTYPES[plan.precision]), result.train_batch, plan)
     result.training = _figures(_in_turn(steps, plan.rounds), result.baseline, result.train_batch)
     for key, step in steps.items():
         _note_peak(result.training[key], step)
@@ -271,10 +274,10 @@ def _figures(taken: dict[str, list[float]], baseline: str, images: int) -> dict[
     return found
 
 
-def _ceiling(ceiling: Ceiling, plan: Plan) -> dict[str, Any]:
+def _ceiling(ceiling: Ceiling, images: int, plan: Plan) -> dict[str, Any]:
     width = 4 if plan.precision == "fp32" else 2
     return {
-        "images_per_s": plan.batch / ceiling.seconds,
+        "images_per_s": images / ceiling.seconds,
         "gflop_per_s": ceiling.gflops,
         "copy_gb_per_s": ceiling.copy_gb_per_s,
         "products": [asdict(p) | {"intensity": p.intensity(width)} for p in ceiling.products],

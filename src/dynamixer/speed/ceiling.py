@@ -4,7 +4,7 @@ Letters: M K N of a matrix product [M, K] x [K, N].
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ class Product:
 
     @property
     def work(self) -> float:
-        """GFLOP of all of them in one forward pass."""
+        """GFLOP of all of them."""
         return 2e-9 * self.m * self.k * self.n * self.count
 
     def intensity(self, width: int) -> float:
@@ -45,7 +45,7 @@ class Ceiling:
 
     @property
     def seconds(self) -> float:
-        """For one forward pass, if there were nothing but these products."""
+        """If there were nothing but these products."""
         return sum(product.work / product.gflops for product in self.products)
 
     @property
@@ -68,25 +68,33 @@ class _Products(TorchDispatchMode):
             self.found[left.shape[0], left.shape[1], right.shape[1]] += 1
         elif func is torch.ops.aten.convolution.default and args[8] == 1:
             self.found[out.numel() // out.shape[1], args[1][0].numel(), out.shape[1]] += 1
+        elif func is torch.ops.aten.convolution_backward.default and args[9] == 1:
+            grad, weight = args[0], args[2]
+            tokens, inputs, outputs = grad.numel() // grad.shape[1], weight[0].numel(), grad.shape[1]
+            sides = (tokens, outputs, inputs), (outputs, tokens, inputs)  # of the pictures, of the weights
+            self.found.update(side for side, wanted in zip(sides, args[10], strict=False) if wanted)
         return out
 
 
-def shapes(model: nn.Module, pictures: Tensor) -> Counter[tuple[int, int, int]]:
-    """The matrix products in a forward pass, linear layers and convolutions, and how often each comes.
+def shapes(model: nn.Module, pictures: Tensor, *, backward: bool = False) -> Counter[tuple[int, int, int]]:
+    """The matrix products of linear layers and convolutions in a forward pass, or in both passes, and how often each comes.
 
     What a batch of matrices is mixed with is none of them.
     """
-    with torch.no_grad(), _Products() as products:
-        model(pictures)
+    with torch.set_grad_enabled(backward), _Products() as products:
+        logits = model(pictures)
+        if backward:
+            logits.sum().backward()
+    model.zero_grad()
     return products.found
 
 
 def measure_ceiling(
-    model: nn.Module, pictures: Tensor, dtype: torch.dtype, advance: Callable[[], None] = lambda: None
+    products: Mapping[tuple[int, int, int], int], dtype: torch.dtype, advance: Callable[[], None] = lambda: None
 ) -> Ceiling:
-    """Time each product that the model has by itself, with packed weights where that is quicker, and a copy of 256 MiB."""
-    products = []
-    for (m, k, n), count in shapes(model, pictures).items():
+    """Time each of the products (see `shapes`) by itself, with packed weights where that is quicker, and a copy of 256 MiB."""
+    measured = []
+    for (m, k, n), count in products.items():
         x, weight, bias = (torch.randn(*size).to(dtype) for size in ((m, k), (n, k), (n,)))
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, m) if dtype == torch.bfloat16 else None
         ways = (
@@ -95,8 +103,8 @@ def measure_ceiling(
         )
         with torch.inference_mode():
             seconds = min(median_seconds(way, least=0.03) for way in ways)
-        products.append(Product(m, k, n, count, 2e-9 * m * k * n / seconds))
+        measured.append(Product(m, k, n, count, 2e-9 * m * k * n / seconds))
         advance()
     big, copy = torch.ones(2**26), torch.empty(2**26)
     rate = 2 * big.numel() * big.element_size() / median_seconds(lambda: copy.copy_(big), least=0.2) / 1e9
-    return Ceiling(tuple(products), rate)
+    return Ceiling(tuple(measured), rate)

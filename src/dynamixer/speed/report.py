@@ -18,28 +18,27 @@ def table(found: dict[str, Any]) -> str:
             "| | variant | images/s | times | share of the ceiling | p50 | p99 | peak memory | kept for backward |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
-        ceiling = model["ceiling"]["images_per_s"]
-        for title, rows in (
-            (f"batch {model['batch']}", model["inference"]),
-            ("batch 1", model["latency"]),
-            (_training_title(model), model["training"]),
-        ):
+        parts: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
+            (f"batch {model['batch']}", model["inference"], model["ceiling"]),
+            ("batch 1", model["latency"], {}),
+            (_training_title(model), model["training"], model["training_ceiling"]),
+        )
+        for title, rows, ceiling in parts:
             for name, row in rows.items():
-                share = (
-                    f"{100 * row['images_per_s'] / ceiling:.0f} %"
-                    if title.startswith(f"batch {model['batch']}")
-                    else ""
-                )
+                share = f"{100 * row['images_per_s'] / ceiling['images_per_s']:.0f} %" if ceiling else ""
                 peak, kept = _mib(row, "peak_mib"), _mib(row, "kept_mib")
                 times = f"{row['times_baseline']:.2f} ({row['times_low']:.2f}-{row['times_high']:.2f})"
                 lines.append(
                     f"| {title} | {name} | {row['images_per_s']:.1f} | {times} | {share} | {row['p50_ms']:.0f} ms | "
                     f"{row['p99_ms']:.0f} ms | {peak} | {kept} |"
                 )
-        lines += [
-            f"| machine | its matrix products alone | {ceiling:.1f} | | {model['ceiling']['gflop_per_s']:.0f} GFLOP/s | | | | |",
-            "",
-        ]
+            if ceiling:
+                best, rate = ceiling["images_per_s"], ceiling["gflop_per_s"]
+                bound = f"{best / rows[model['baseline']]['images_per_s']:.2f}" if rows else ""
+                lines.append(
+                    f"| {title} | matrix products alone, {rate:.0f} GFLOP/s | {best:.1f} | {bound} | | | | | |"
+                )
+        lines.append("")
         for name, why in model["refused"].items():
             lines.append(f"{name} is not timed: {why}")
         if model["start"]:

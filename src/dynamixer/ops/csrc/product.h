@@ -116,16 +116,23 @@ Gelu gelu(Vec x) {
   return {x * below, below + x * density * 0.39894228f};
 }
 
+// What sums of products are kept as: those of eight bits as whole numbers, since GCC spills vectors that change between the two.
 template <typename T>
-inline Vec add_product(Vec sum, Word left, const Word* right) {
+using Sum = std::conditional_t<sizeof(T) == 1, Ints, Vec>;
+
+inline Vec numbers(Vec v) { return v; }
+inline Vec numbers(Ints v) { return __builtin_convertvector(v, Vec); }
+
+template <typename T>
+inline Sum<T> add_product(Sum<T> sum, Word left, const Word* right) {
   if constexpr (std::is_same_v<T, float>) {
     float value;
     std::memcpy(&value, &left, 4);
     return sum + value * *(const Vec*)right;
   }
 #ifdef __AVX512VNNI__
-  else if constexpr (sizeof(T) == 1)  // whole numbers in the place of fp32: unsigned on the left, signed on the right
-    return (Vec)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(left), _mm512_loadu_si512(right));
+  else if constexpr (sizeof(T) == 1)  // unsigned on the left, signed on the right
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(left), _mm512_loadu_si512(right));
 #endif
 #ifdef __AVX512BF16__
   else return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(left), (__m512bh)_mm512_loadu_si512(right));
@@ -137,11 +144,11 @@ inline Vec add_product(Vec sum, Word left, const Word* right) {
 // The sums over words p of a[i * row + p * step] b[p * apart + ...] for MR rows i and NV vectors; `use` is told each.
 template <typename T, int MR, int NV, typename Use>
 void tile(int64_t words, const Word* a, int64_t row, int64_t step, const Word* b, int64_t apart, Use use) {
-  Vec sum[MR][NV];
+  Sum<T> sum[MR][NV];
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 3
-    for (int j = 0; j < NV; ++j) sum[i][j] = Vec{};
+    for (int j = 0; j < NV; ++j) sum[i][j] = Sum<T>{};
   for (int64_t p = 0; p < words; ++p, a += step, b += apart) {
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i)
@@ -151,7 +158,7 @@ void tile(int64_t words, const Word* a, int64_t row, int64_t step, const Word* b
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 3
-    for (int j = 0; j < NV; ++j) use(i, j * LANES, sum[i][j]);
+    for (int j = 0; j < NV; ++j) use(i, j * LANES, numbers(sum[i][j]));
 }
 
 // How many vectors of columns a panel has: panels hold nothing but columns, filled up to one vector.
@@ -246,9 +253,6 @@ template <Told TOLD = Told::at_once, typename Use>
 void multiply_rounded(int64_t rows, int64_t k, const Rounded& a, const Panels& b, Use use) {
   const float *by = (const float*)(b.at + b.words * b.columns), *all = by + b.columns, *step = a.step.data(), *low = a.low.data();
   multiply_rows<uint8_t, TOLD>(rows, a.q.data(), k, b, [=](int64_t r, int64_t n, Vec v) {
-#ifdef __AVX512F__
-    v = (Vec)_mm512_cvtepi32_ps((__m512i)v);
-#endif
     use(r, n, v * get(by + n) * step[r] + low[r] * get(all + n));
   });
 }
