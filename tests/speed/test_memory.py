@@ -3,11 +3,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from dynamixer.native import keep_memory
 from dynamixer.speed import memory
 from dynamixer.speed.memory import peak_mib
 
 
-def test_the_peak_is_what_a_call_holds_at_once():
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_peak_is_what_a_call_holds_at_once(kept):
+    if kept:
+        keep_memory()
     mib = 2**18  # numbers of four bytes
 
     def one_after_the_other():

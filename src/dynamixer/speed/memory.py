@@ -5,6 +5,7 @@ import gc
 import re
 from pathlib import Path
 
+from dynamixer.native import memory_given_back
 from dynamixer.speed.clock import Call
 
 PROCESS = Path("/proc/self")
@@ -15,6 +16,11 @@ def peak_mib(call: Call) -> float | None:
 
     A first call, which does not count, makes what is made once.
     """
+    with memory_given_back():
+        return _peak(call)
+
+
+def _peak(call: Call) -> float | None:
     call()
     gc.collect()
     try:
