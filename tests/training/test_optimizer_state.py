@@ -24,10 +24,13 @@ OPTIMIZERS = [
 ]
 
 
-def made(name):
+FUSED = {"fused": True}
+
+
+def made(name, **options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
-    return model, create_optimizer_v2(model, name, lr=0.1, weight_decay=0.05)
+    return model, create_optimizer_v2(model, name, lr=0.1, weight_decay=0.05, **options)
 
 
 def step(model, optimizer, number):
@@ -37,14 +40,14 @@ def step(model, optimizer, number):
     optimizer.step()
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_optimiser_goes_on_from_its_saved_state_to_the_bit(name):
-    model, optimizer = made(name)
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in OPTIMIZERS), ("adamw", FUSED), ("sgd", FUSED)])
+def test_an_optimiser_goes_on_from_its_saved_state_to_the_bit(name, options):
+    model, optimizer = made(name, **options)
     for number in range(3):
         step(model, optimizer, number)
     tensors, about = optimizer_state.take(optimizer)
     tensors = {key: value.clone() for key, value in tensors.items()}
-    other, second = made(name)
+    other, second = made(name, **options)
     other.load_state_dict(model.state_dict())
     places = optimizer_state.places(second, about)
     assert {k: (v.shape, v.dtype) for k, v in places.items()} == {k: (v.shape, v.dtype) for k, v in tensors.items()}
