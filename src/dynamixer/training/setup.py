@@ -243,7 +243,7 @@ class Course:
         try:
             kind = get_optimizer_info(c.opt.rpartition("_")[2]).opt_class  # it may be a lookahead_...
             if "fused" in inspect.signature(kind).parameters:
-                options["fused"] = True  # one pass over memory: torch's default on a processor takes three times as long
+                options["fused"] = True  # one pass over memory, where torch's default takes several
             optimizer = create_optimizer_v2(model, c.opt, **options)
         except (ValueError, AssertionError, KeyError, RuntimeError, ImportError) as error:
             raise UserError(f"opt={c.opt} is not an optimiser of timm that works here: {error}") from None
