@@ -306,11 +306,7 @@ def batches(loader: DataLoader[Batch]) -> Iterator[Batch]:
 def training_loader(pictures: TrainingPictures, keys: RunKeys | Sequence[list[Key]], workers: int) -> DataLoader[Batch]:
     """The batches in their order; one loader, and one set of workers, for a whole run."""
     return DataLoader(
-        pictures,
-        batch_sampler=keys,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=worker_signals,
+        pictures, batch_sampler=keys, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=worker_signals
     )
 
 
@@ -319,13 +315,10 @@ def evaluation_loader(
 ) -> DataLoader[Batch]:
     """All pictures in their order; workers stay for the next pass, and `patient` ones outlive a signal for a while."""
     return DataLoader(
-        pictures,
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=_as_it_is,
+        pictures, batch_size=batch_size, num_workers=workers, collate_fn=_as_it_is,
         worker_init_fn=worker_signals if patient else end_with_parent,
         persistent_workers=workers > 0,
-    )
+    )  # fmt: skip
 
 
 def _as_it_is(batch: Any) -> Any:
