@@ -5,8 +5,6 @@ import hashlib
 import os
 import platform
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -38,11 +36,6 @@ def cache_folder(kind: str) -> Path:
     return folder
 
 
-_KEEPING = (0, 2**31 - 1, 2**26)
-_GLIBCS_OWN = (2**16, 2**17, 2**17)
-_malloc = {"told": _GLIBCS_OWN}
-
-
 def keep_memory() -> bool:
     """Let this process keep the memory that it frees, for its next step, in place of giving it back page by page.
 
@@ -51,28 +44,12 @@ def keep_memory() -> bool:
     Returns:
         Whether the C library could be told (glibc can).
     """
-    return _tell_malloc(_KEEPING)
-
-
-@contextmanager
-def memory_given_back() -> Iterator[None]:
-    """Inside, freed memory is given back as without `keep_memory`."""
-    before = _malloc["told"]
-    _tell_malloc(_GLIBCS_OWN)
-    try:
-        yield
-    finally:
-        _tell_malloc(before)
-
-
-def _tell_malloc(values: tuple[int, int, int]) -> bool:
     mmap_max, trim_threshold, top_pad = -4, -1, -2  # mallopt(3)
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, TypeError, AttributeError):
         return False
-    _malloc["told"] = values
-    return all([*map(mallopt, (mmap_max, trim_threshold, top_pad), values)])
+    return all([mallopt(mmap_max, 0), mallopt(trim_threshold, 2**31 - 1), mallopt(top_pad, 2**26)])
 
 
 def digest(*parts: bytes | str) -> str:

@@ -41,6 +41,11 @@ def test_the_plain_way_is_for_the_papers_block_only():
             plain(example_model("dynamixer_nano", **options))
 
 
+def test_the_plain_way_is_for_whole_patches():
+    with pytest.raises(UserError, match="multiples of 4 pixels, not \\(33, 33\\)"):
+        bench(["dynamixer_nano"], Plan(**QUICK, size=33))
+
+
 def test_every_variant_is_timed_against_the_first(found):
     ours, other = found["models"]
     assert list(ours["inference"]) == ["plain", "eager", "kernel"]

@@ -1,11 +1,7 @@
 """Order and augmentation as functions of (seed, epoch, index) alone, whatever the number of workers or processes."""
 
 import mmap
-import multiprocessing
-import os
 import random
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -18,9 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from dynamixer.data.decode import BadImage
 from dynamixer.data.preprocess import Augmentation, Preprocessing
 from dynamixer.data.sources import Source
+from dynamixer.data.workers import end_with_parent, started, worker_signals
 
-GRACE = 30  # seconds that a worker outlives a SIGTERM: the main process may want its pictures for one more step
-STOPPING = {signal.SIGTERM, signal.SIGINT}
 KEEP_BYTES = 2**30  # pictures that take less than this as pixels are decoded once and kept
 
 
@@ -285,15 +280,6 @@ def readable(source: Source, indices: np.ndarray) -> tuple[np.ndarray, list[str]
     return np.array(good, dtype=np.int64), bad
 
 
-def started(loader: DataLoader[Any]) -> Iterator[Any]:
-    """An iterator over the loader; its workers get no SIGTERM or SIGINT before `worker_signals` has said what those mean."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        return iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def batches(loader: DataLoader[Batch]) -> Iterator[Batch]:
     """The batches; a bad picture found by a worker is reported as in the main process."""
     try:
@@ -315,33 +301,14 @@ def evaluation_loader(
 ) -> DataLoader[Batch]:
     """All pictures in their order; workers stay for the next pass, and `patient` ones outlive a signal for a while."""
     return DataLoader(
-        pictures, batch_size=batch_size, num_workers=workers, collate_fn=_as_it_is,
+        pictures,
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=_as_it_is,
         worker_init_fn=worker_signals if patient else end_with_parent,
         persistent_workers=workers > 0,
-    )  # fmt: skip
+    )
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def end_with_parent(worker: int) -> None:
-    """End this worker when the process that it works for is gone.
-
-    torch 2.15 looks at its parent for that, which is the fork server (Python 3.14's default) and lives as long as its workers.
-    """
-    parent: Any = multiprocessing.parent_process()
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-
-
-def worker_signals(worker: int) -> None:
-    """Ctrl-C, and SIGTERM from a scheduler, reach the whole process group: the main process decides what becomes of it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))  # then it ends, whatever became of the main process
-    end_with_parent(worker)

@@ -15,8 +15,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from dynamixer.data.decode import FORMATS, SUFFIXES, BadImage, decode, orientation
-from dynamixer.data.loading import end_with_parent
 from dynamixer.data.sources import FolderSource, Source, files_in, open_data
+from dynamixer.data.workers import end_with_parent
 from dynamixer.errors import RunError, UserError
 from dynamixer.files import whole_file
 from dynamixer.progress import progress

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from dynamixer.data.base import Pictures
 from dynamixer.data.decode import BadImage
-from dynamixer.data.loading import started, worker_signals
 from dynamixer.data.preprocess import Preprocessing
 from dynamixer.data.unlabelled import open_pictures
+from dynamixer.data.workers import started, worker_signals
 from dynamixer.device import resolve_device
 from dynamixer.errors import UserError, did_you_mean
 from dynamixer.logs import log

@@ -24,7 +24,7 @@ from dynamixer.logs import log
 from dynamixer.models import DynaMixer, count
 from dynamixer.models.checkpoint import create_model
 from dynamixer.progress import progress
-from dynamixer.speed.ceiling import Ceiling, measure_ceiling, shapes
+from dynamixer.speed.ceiling import Shape, measure_ceiling, shapes
 from dynamixer.speed.clock import Call, in_turn, ratio
 from dynamixer.speed.fast import Optimized, optimize
 from dynamixer.speed.kernel import use_kernel
@@ -151,10 +151,12 @@ def _measure(name: str, plan: Plan) -> Measured:
         ways = _ways(model, pictures[:1], plan, result)
     single = {key: partial(call, pictures[:1]) for key, call in (calls | ways).items() if key in taken}
     result.latency = _figures(_in_turn(single, LATENCIES), result.baseline, 1)
-    for key, call in single.items():
-        _note_peak(result.inference[key], partial(taken[key], pictures))
-        _note_peak(result.latency[key], call)
-    result.ceiling = _ceiling(measure_ceiling(shapes(model, pictures), DTYPES[plan.precision]), plan.batch, plan)
+    with progress("memory", len(single)) as meter:
+        for key, call in single.items():
+            result.inference[key]["peak_mib"] = peak_mib(partial(taken[key], pictures))
+            result.latency[key]["peak_mib"] = peak_mib(call)
+            meter.advance(1)
+    result.ceiling = _ceiling(shapes(model, pictures), plan.batch, plan)
     if plan.train:
         _measure_training(model, variants, plan, result)
     return result
@@ -199,18 +201,14 @@ def _measure_training(model: nn.Module, variants: dict[str, nn.Module], plan: Pl
             variants[peer] = use_kernel(example_model(result.model, plan.size, softmax=False, **options))
     steps = {key: TrainingStep(variant, pictures, _autocast(plan.precision)) for key, variant in variants.items()}
     products = shapes(copy.deepcopy(model), pictures, backward=True)
-    result.training_ceiling = _ceiling(measure_ceiling(products, DTYPES[plan.precision]), result.train_batch, plan)
+    result.training_ceiling = _ceiling(products, result.train_batch, plan)
     result.training = _figures(_in_turn(steps, plan.rounds), result.baseline, result.train_batch)
-    for key, step in steps.items():
-        _note_peak(result.training[key], step)
-        if not key.endswith("compiled"):
-            result.training[key]["kept_mib"] = step.kept()
-
-
-def _note_peak(row: dict[str, float], call: Call) -> None:
-    """MiB beyond weights and optimiser state: what a call makes, gradients included."""
-    if (peak := peak_mib(call)) is not None:
-        row["peak_mib"] = peak
+    with progress("memory", len(steps)) as meter:
+        for key, step in steps.items():
+            result.training[key]["peak_mib"] = peak_mib(step)
+            if not key.endswith("compiled"):
+                result.training[key]["kept_mib"] = step.kept()
+            meter.advance(1)
 
 
 def _autocast(precision: str) -> Callable[[], Any]:
@@ -274,7 +272,9 @@ def _figures(taken: dict[str, list[float]], baseline: str, images: int) -> dict[
     return found
 
 
-def _ceiling(ceiling: Ceiling, images: int, plan: Plan) -> dict[str, Any]:
+def _ceiling(products: Mapping[Shape, int], images: int, plan: Plan) -> dict[str, Any]:
+    with progress("ceiling", len(products)) as meter:
+        ceiling = measure_ceiling(products, DTYPES[plan.precision], lambda: meter.advance(1))
     width = 4 if plan.precision == "fp32" else 2
     return {
         "images_per_s": images / ceiling.seconds,
@@ -315,7 +315,7 @@ def scale(names: Sequence[str], plan: Plan) -> dict[str, Any]:
     """Seconds and memory of a forward pass against picture size and batch, as it is (`eager`).
 
     Returns:
-        `about`, `plan` and `rows`: model, size, batch, images_per_s, multiply_adds, peak_mib (see `_note_peak`).
+        `about`, `plan` and `rows`: model, size, batch, images_per_s, multiply_adds, peak_mib.
     """
     rows = []
     for name in names:
@@ -331,9 +331,7 @@ def scale(names: Sequence[str], plan: Plan) -> dict[str, Any]:
                 pictures = torch.randn(batch, 3, size, size)
                 call = partial(run, pictures)
                 seconds = statistics.median(in_turn({"eager": call}, rounds=3)["eager"])
-                row: dict[str, Any] = {"model": name, "size": size, "batch": batch, "images_per_s": batch / seconds}
-                row["multiply_adds"] = count(model, size).multiply_adds
-                _note_peak(row, call)
-                rows.append(row)
+                row = {"model": name, "size": size, "batch": batch, "images_per_s": batch / seconds}
+                rows.append(row | {"multiply_adds": count(model, size).multiply_adds, "peak_mib": peak_mib(call)})
                 meter.advance(1)
     return {"about": about(), "plan": asdict(plan), "rows": rows}

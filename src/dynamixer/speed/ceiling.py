@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynamixer.speed.clock import median_seconds
 
+Shape = tuple[int, int, int]  # M, K, N
+
 
 @dataclass(frozen=True)
 class Product:
@@ -59,7 +61,7 @@ class _Products(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: Counter[tuple[int, int, int]] = Counter()
+        self.found: Counter[Shape] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -76,7 +78,7 @@ class _Products(TorchDispatchMode):
         return out
 
 
-def shapes(model: nn.Module, pictures: Tensor, *, backward: bool = False) -> Counter[tuple[int, int, int]]:
+def shapes(model: nn.Module, pictures: Tensor, *, backward: bool = False) -> Counter[Shape]:
     """The matrix products of linear layers and convolutions in a forward pass, or in both passes, and how often each comes.
 
     What a batch of matrices is mixed with is none of them.
@@ -90,7 +92,7 @@ def shapes(model: nn.Module, pictures: Tensor, *, backward: bool = False) -> Cou
 
 
 def measure_ceiling(
-    products: Mapping[tuple[int, int, int], int], dtype: torch.dtype, advance: Callable[[], None] = lambda: None
+    products: Mapping[Shape, int], dtype: torch.dtype, advance: Callable[[], None] = lambda: None
 ) -> Ceiling:
     """Time each of the products (see `shapes`) by itself, with packed weights where that is quicker, and a copy of 256 MiB."""
     measured = []

@@ -1,40 +1,26 @@
-"""How much memory a call needs beyond what the process holds."""
+"""How much memory a call needs beyond what is there."""
 
-import ctypes
-import gc
-import re
+import json
+import tempfile
+from itertools import accumulate
 from pathlib import Path
 
-from dynamixer.native import memory_given_back
+from torch.profiler import ProfilerActivity, profile
+
 from dynamixer.speed.clock import Call
 
-PROCESS = Path("/proc/self")
 
-
-def peak_mib(call: Call) -> float | None:
-    """MiB by which the process is larger at most during a call than before it; None where Linux and glibc do not tell.
+def peak_mib(call: Call) -> float:
+    """MiB of the tensors that a call makes and holds at once, at most; other memory, such as a library's own, is not seen.
 
     A first call, which does not count, makes what is made once.
     """
-    with memory_given_back():
-        return _peak(call)
-
-
-def _peak(call: Call) -> float | None:
     call()
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # else the call would take what earlier ones have left
-        before = _resident("VmRSS")
-        (PROCESS / "clear_refs").write_text("5")  # the highest mark starts anew
-    except (OSError, TypeError, AttributeError):
-        return None
-    call()
-    return (_resident("VmHWM") - before) / 1024
-
-
-def _resident(kind: str) -> int:
-    """KiB."""
-    found = re.search(rf"^{kind}:\s+(\d+) kB", (PROCESS / "status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1])
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
+    return max(accumulate((size for _, size in changes), initial=0)) / 2**20

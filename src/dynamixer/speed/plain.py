@@ -22,8 +22,14 @@ def plain(model: DynaMixer) -> nn.Module:
     """A copy of the model that computes the plain way, with the same weights.
 
     Raises:
-        UserError: the model is not the paper's: dynamic matrices with the softmax, all branches, reweighting.
+        UserError: the model is not the paper's: dynamic matrices with the softmax, all branches, reweighting; or tokens at the
+            border are cut off at its picture size.
     """
+    whole = model.feature_info[-1]["reduction"]
+    if any(side % whole for side in model.img_size):
+        raise UserError(
+            f"the plain way takes pictures whose sides are multiples of {whole} pixels, not {model.img_size}."
+        )
     for part in model.modules():
         odd = isinstance(part, DynaMixerBlock) and (
             part.shared or None in (part.row, part.column, part.channel, part.reweight)
