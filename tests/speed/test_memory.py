@@ -19,6 +19,11 @@ def test_the_peak_is_what_a_call_holds_at_once():
     assert peak_mib(lambda: None) == 0
 
 
+def test_torchs_profiler_is_not_heard(capfd):
+    peak_mib(lambda: None)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_what_was_there_before_and_what_is_let_go_do_not_count():
     held = [torch.ones(8 * MIB)]
 

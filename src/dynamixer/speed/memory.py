@@ -1,6 +1,7 @@
 """How much memory a call needs beyond what is there."""
 
 import json
+import os
 import tempfile
 from itertools import accumulate
 from pathlib import Path
@@ -16,6 +17,7 @@ def peak_mib(call: Call) -> float:
     A first call, which does not count, makes what is made once.
     """
     call()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler tells of its own starts and stops
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     with tempfile.TemporaryDirectory() as folder:
