@@ -74,7 +74,7 @@ def test_corrupted_pictures_are_read_kind_by_kind(weights, tmp_path, monkeypatch
 
     read = []
 
-    def told(checkpoint, test, size=None):
+    def told(checkpoint, test, precision, size=None):
         read.append(test.rsplit("/", 1)[1])
         return 100 - len(read), 1.0
 
@@ -85,14 +85,27 @@ def test_corrupted_pictures_are_read_kind_by_kind(weights, tmp_path, monkeypatch
     assert found[6] == {"kind": KINDS[1], "severity": 2, "error": 7}
 
 
+def test_a_run_in_bf16_is_measured_in_bf16(weights):
+    exact, rounded = (measure_run(weights, DATA, ["runs"], None, kind)["runs"][0] for kind in ("fp32", "bf16"))
+    assert rounded["test_loss"] != exact["test_loss"]
+    assert rounded["test_loss"] == pytest.approx(exact["test_loss"], rel=0.02)
+
+
 def test_what_was_measured_before_a_stop_is_not_measured_again(weights, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        measure, "measure_run", lambda weights, test, parts, corrupted: asked.append(parts) or {parts[0]: []}
+        measure, "measure_run", lambda weights, test, parts, corrupted, precision: asked.append(parts) or {parts[0]: []}
     )
     out = tmp_path / "measured.json"
     out.write_text('{"runs": [{"test_top1": 1.0}]}')
-    task = {"weights": str(weights), "test": DATA, "parts": ["runs", "depth"], "corrupted": None, "out": str(out)}
+    task = {
+        "weights": str(weights),
+        "test": DATA,
+        "parts": ["runs", "depth"],
+        "corrupted": None,
+        "precision": "fp32",
+        "out": str(out),
+    }
     measure.main(json.dumps(task))
     assert asked == [["depth"]]
     assert json.loads(out.read_text()) == {"runs": [{"test_top1": 1.0}], "depth": []}

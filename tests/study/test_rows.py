@@ -80,7 +80,7 @@ def test_the_protocol_is_of_what_changes_the_result():
 def test_what_the_rows_are_trained_with_is_still_this():
     """A change of it makes every result void: then the study has to be run again."""
     assert [protocol(run, config_of(run, "")) for run in (Run("cifar10", "dynamic", 0), Run("imagenette", "static", 2))] == [
-        "b8da7e205adf", "f1a4af3398ab",
+        "89d4477d3b2a", "300e5f917086",
     ]  # fmt: skip
 
 

@@ -28,3 +28,11 @@ def use_kernel(model: nn.Module) -> nn.Module:
         if isinstance(part, AxisMixer | MixerLayer):
             part.fused = True
     return model
+
+
+def kernel_if_any(model: nn.Module) -> nn.Module:
+    """`use_kernel` where it can be used; else the model as it is."""
+    try:
+        return use_kernel(model)
+    except UserError:
+        return model

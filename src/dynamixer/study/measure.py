@@ -18,6 +18,7 @@ from dynamixer.explain import average
 from dynamixer.explain.matrices import AXES
 from dynamixer.files import write_text
 from dynamixer.models.checkpoint import Checkpoint, load
+from dynamixer.speed.kernel import kernel_if_any
 from dynamixer.study.rows import MAIN, PEERS, ROWS, SEEDS, TABLES, Run
 
 SIZES = (24, 28, 36, 40, 48)  # beside the native 32
@@ -58,7 +59,9 @@ def check_corrupted(folder: Path) -> None:
                 )
 
 
-def measure_run(weights: Path, test: str, parts: list[str], corrupted: Path | None) -> dict[str, list[dict[str, Any]]]:
+def measure_run(
+    weights: Path, test: str, parts: list[str], corrupted: Path | None, precision: str = "fp32"
+) -> dict[str, list[dict[str, Any]]]:
     """Read the test pictures with a run's last weights.
 
     Args:
@@ -66,6 +69,7 @@ def measure_run(weights: Path, test: str, parts: list[str], corrupted: Path | No
         test: what `open_data` takes; the first split that there is of test, val and train.
         parts: names of `results.COLUMNS`.
         corrupted: the folder of corrupted pictures, KIND-SEVERITY.parquet.
+        precision: of all but `depth`, which is in fp32: the run's own.
 
     Returns:
         Lines of each part, as in its table; `runs` has the columns that are measured here.
@@ -73,11 +77,11 @@ def measure_run(weights: Path, test: str, parts: list[str], corrupted: Path | No
     checkpoint = load(weights)
     found: dict[str, list[dict[str, Any]]] = {}
     if "runs" in parts:
-        top1, loss = _accuracy(checkpoint, test)
+        top1, loss = _accuracy(checkpoint, test, precision)
         size = sum(p.numel() for p in checkpoint.model.parameters())
         found["runs"] = [{"parameters": size, "test_top1": top1, "test_loss": loss}]
     if "sizes" in parts:
-        found["sizes"] = [{"size": size, "top1": _accuracy(checkpoint, test, size)[0]} for size in SIZES]
+        found["sizes"] = [{"size": size, "top1": _accuracy(checkpoint, test, precision, size)[0]} for size in SIZES]
     if "depth" in parts:
         found["depth"] = _depth(checkpoint, test)
     if "corrupted" in parts and corrupted is not None:
@@ -85,12 +89,12 @@ def measure_run(weights: Path, test: str, parts: list[str], corrupted: Path | No
             {"kind": kind, "severity": severity, "error": round(100 - top1, 3)}
             for kind in KINDS
             for severity in SEVERITIES
-            for top1, _ in [_accuracy(checkpoint, str(corrupted / f"{kind}-{severity}.parquet"))]
+            for top1, _ in [_accuracy(checkpoint, str(corrupted / f"{kind}-{severity}.parquet"), precision)]
         ]
     return found
 
 
-def _accuracy(checkpoint: Checkpoint, test: str, size: int | None = None) -> tuple[float, float]:
+def _accuracy(checkpoint: Checkpoint, test: str, precision: str, size: int | None = None) -> tuple[float, float]:
     """Top-1 in percent and mean cross-entropy."""
     _, source = open_data(test).for_evaluation()
     source = match_classes(source, checkpoint)
@@ -98,7 +102,13 @@ def _accuracy(checkpoint: Checkpoint, test: str, size: int | None = None) -> tup
     loader = evaluation_loader(EvaluationPictures(source, preprocessing), BATCH, 0)
     classes, title = len(checkpoint.classes), f"{Path(test).name}{f' at {size} px' if size else ''}"
     found = measure(
-        checkpoint.model, loader, device=torch.device("cpu"), images=len(source), classes=classes, title=title
+        kernel_if_any(checkpoint.model),
+        loader,
+        device=torch.device("cpu"),
+        images=len(source),
+        classes=classes,
+        precision=precision,
+        title=title,
     )
     return round(found.top1, 3), round(found.loss, 5)
 
@@ -126,7 +136,7 @@ def _batches(test: str, preprocessing: Preprocessing) -> Iterator[Tensor]:
 
 
 def main(task: str) -> None:
-    """Measure as a JSON object says: weights, test, parts, corrupted, and `out`, where the result goes, part by part.
+    """Measure as a JSON object says: weights, test, parts, corrupted, precision, and `out`, where the result goes, part by part.
 
     Parts that are there already, from before a stop, are left as they are.
     """
@@ -135,5 +145,5 @@ def main(task: str) -> None:
     found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
     for part in told["parts"]:
         if part not in found:
-            found |= measure_run(Path(told["weights"]), told["test"], [part], corrupted)
+            found |= measure_run(Path(told["weights"]), told["test"], [part], corrupted, told["precision"])
             write_text(out, json.dumps(found))

@@ -131,8 +131,12 @@ class Queue:
         else:
             place = self.place
             told = {"weights": job.weights, "test": place.test[job.run.dataset], "corrupted": place.corrupted}
+            told |= {"precision": job.config.precision, "out": job.measured}
             task = {key: value and str(value) for key, value in told.items()}
-            words = ["measure", json.dumps({**task, "parts": job.parts, "out": str(job.measured)})]
+            words = [
+                "measure",
+                json.dumps({**task, "parts": job.parts}),
+            ]
         threads = str(self.threads)
         with job.beside(".log").open("ab") as output:
             job.process = subprocess.Popen(

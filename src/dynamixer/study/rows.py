@@ -80,8 +80,8 @@ class Dataset:
 
 
 DATASETS = {
-    "cifar10": Dataset("CIFAR-10, 32 px, dynamixer_nano", "study_cifar10", 45_000, 95.0),
-    "imagenette": Dataset("Imagenette, 112 px, dynamixer_tiny", "study_imagenette", 8_522, 20.0),
+    "cifar10": Dataset("CIFAR-10, 32 px, dynamixer_nano", "study_cifar10", 45_000, 220.0),
+    "imagenette": Dataset("Imagenette, 112 px, dynamixer_tiny", "study_imagenette", 8_522, 55.0),
 }
 
 

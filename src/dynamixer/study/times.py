@@ -2,17 +2,15 @@
 
 import statistics
 from collections.abc import Callable
-from contextlib import nullcontext
+from functools import partial
 
 import torch
-from torch import nn
 
-from dynamixer.errors import UserError
 from dynamixer.logs import log
 from dynamixer.models.count import count
 from dynamixer.progress import progress
 from dynamixer.speed.clock import in_turn, ratio
-from dynamixer.speed.kernel import use_kernel
+from dynamixer.speed.kernel import kernel_if_any
 from dynamixer.speed.step import TrainingStep
 from dynamixer.study.queue import cpu_name
 from dynamixer.study.results import Line
@@ -43,8 +41,9 @@ def step_times(dataset: str, *, threads: int, rounds: int = ROUNDS, batch: int |
         batch = batch or config.batch_size
         network = build_network(config, CLASSES)
         sizes[row] = count(network.model, network.preprocessing.size)
+        autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=config.precision == "bf16")
         pictures = torch.randn(batch, 3, *network.preprocessing.size, generator=torch.Generator().manual_seed(0))
-        steps[row] = TrainingStep(_quick(network.model), pictures, nullcontext)
+        steps[row] = TrainingStep(kernel_if_any(network.model), pictures, autocast)
     log(f"{DATASETS[dataset].title}: {rounds} rounds of {len(steps)} rows, {batch} pictures a step")
     with progress("timing", (rounds + 1) * len(steps)) as meter:
         taken = in_turn(steps, rounds=rounds, advance=lambda: meter.advance(1))
@@ -68,11 +67,3 @@ def step_times(dataset: str, *, threads: int, rounds: int = ROUNDS, batch: int |
             }
         )
     return lines
-
-
-def _quick(model: nn.Module) -> nn.Module:
-    """With the kernel, where the engine would use it."""
-    try:
-        return use_kernel(model)
-    except UserError:
-        return model

@@ -68,6 +68,7 @@ def study_cifar10() -> TrainConfig:
         lr=2e-3,
         warmup_epochs=0.5,
         crop="pad",
+        precision="bf16",
         kernel="auto",
     )
 
@@ -86,6 +87,7 @@ def study_imagenette() -> TrainConfig:
         lr=1e-3,
         warmup_epochs=1,
         crop="rrc",
+        precision="bf16",
         kernel="auto",
     )
 
