@@ -1,6 +1,7 @@
 """Runs `dynamixer bench` as docs/speed.md shows it, and writes tables, goals and the roofline into the page.
 
 python benchmarks/speed.py            measure (half an hour on two cores that multiply bf16) and write
+python benchmarks/speed.py NAME...    measure only these, such as parts-s, and write
 python benchmarks/speed.py --page     write the page from the results that are there
 """
 
@@ -9,12 +10,13 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from dynamixer.models import count
 from dynamixer.models.checkpoint import create_model
-from dynamixer.speed.report import roofline, table
+from dynamixer.speed.report import parts_table, roofline, table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -24,15 +26,21 @@ RUNS = {
     "speed-s-fp32": "bench dynamixer_s --batch 8 --rounds 7 --no-train --ways",
     "speed-nano-fp32": "bench dynamixer_nano --batch 256 --rounds 7 --no-train --ways",
 }
+PROFILES = {
+    "parts-s": "bench dynamixer_s --precision bf16 --batch 8 --train-batch 16 --parts",
+    "parts-nano": "bench dynamixer_nano --precision bf16 --batch 256 --parts",
+}
 BF16 = ("speed-s", "speed-nano")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", action="store_true")
-    if not parser.parse_args().page:
-        for name, command in RUNS.items():
-            _measure(name, command)
+    commands = RUNS | PROFILES
+    parser.add_argument("names", nargs="*", choices=[*commands, []], metavar="NAME", help=", ".join(commands))
+    told = parser.parse_args()
+    for name in [] if told.page else told.names or commands:
+        _measure(name, commands[name])
     found = [_read(name) for name in BF16]
     page = ROOT / "docs/speed.md"
     text = page.read_text(encoding="utf-8")
@@ -47,7 +55,7 @@ def main() -> None:
 
 def parts() -> dict[str, str]:
     """What stands between each pair of marks in the page."""
-    return {"speed": _tables(), "goals": _goals()}
+    return {"speed": _tables(RUNS, table), "parts": _tables(PROFILES, parts_table), "goals": _goals()}
 
 
 def _measure(name: str, command: str) -> None:
@@ -63,15 +71,15 @@ def _read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def _tables() -> str:
+def _tables(names: Iterable[str], told_as: Callable[[Any], str]) -> str:
     told = []
-    for name in RUNS:
+    for name in names:
         found = _read(name)
         about = found["about"]
         machine = (
             f"{about['cores']} cores with {about['vectors']}, torch {about['torch']}, commit {found['commit'][:7]}"
         )
-        told.append(f"`{found['command']}` ({machine}):\n\n{table(found)}")
+        told.append(f"`{found['command']}` ({machine}):\n\n{told_as(found)}")
     return "\n\n".join(told)
 
 

@@ -170,7 +170,9 @@ def test_the_citation_is_whole():
 
 def test_the_tables_of_speed_are_the_results(monkeypatch):
     page = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
-    assert {mark: between(page, mark) for mark in ("speed", "goals")} == benchmark("speed", monkeypatch).parts()
+    assert {mark: between(page, mark) for mark in ("speed", "parts", "goals")} == benchmark(
+        "speed", monkeypatch
+    ).parts()
 
 
 def test_the_table_of_precisions_is_its_results_and_keeps_the_promises(monkeypatch):

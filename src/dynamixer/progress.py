@@ -13,10 +13,10 @@ LINE_EVERY = 20.0  # seconds, where no bar can be shown
 
 
 class Meter:
-    """Counts pictures and shows what is known of them."""
+    """Counts pictures, or what else `unit` calls them, and shows what is known of them."""
 
-    def __init__(self, title: str, total: int, bar: Progress | None, done: int = 0):
-        self.title, self.total, self.bar = title, total, bar
+    def __init__(self, title: str, total: int, bar: Progress | None, done: int = 0, unit: str = "images"):
+        self.title, self.total, self.bar, self.unit = title, total, bar, unit
         self.first, self.done, self.start = done, done, time.perf_counter()
         self.last_line = self.start
         self.task = bar.add_task(title, total=total, completed=done, note="") if bar else None
@@ -34,7 +34,12 @@ class Meter:
     def advance(self, pictures: int, **values: float) -> None:
         """Count `pictures` more, and show figures such as loss=1.23."""
         self.done += pictures
-        note = "  ".join([*(f"{key} {value:.4g}" for key, value in values.items()), f"{self.rate:.0f} images/s"])
+        note = "  ".join(
+            [
+                *(f"{key} {value:.4g}" for key, value in values.items()),
+                f"{self.rate:.{0 if self.rate >= 10 else 1}f} {self.unit}/s",
+            ]
+        )
         now = time.perf_counter()
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, advance=pictures, note=note)
@@ -45,10 +50,10 @@ class Meter:
 
 
 @contextmanager
-def progress(title: str, total: int, done: int = 0) -> Iterator[Meter]:
-    """Show how far a loop over `total` pictures is, of which `done` were behind it at the start."""
+def progress(title: str, total: int, done: int = 0, unit: str = "images") -> Iterator[Meter]:
+    """Show how far a loop over `total` pictures (or what else `unit` says) is, of which `done` were behind it at the start."""
     if not is_live():
-        yield Meter(title, total, None, done)
+        yield Meter(title, total, None, done, unit)
         return
     columns: list[Any] = [
         SpinnerColumn(),
@@ -57,4 +62,4 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Meter]:
         TextColumn("{task.fields[note]}"),
     ]
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        yield Meter(title, total, bar, done)
+        yield Meter(title, total, bar, done, unit)

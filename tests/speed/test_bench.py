@@ -101,7 +101,7 @@ def test_variants_take_turns_and_the_first_round_does_not_count():
 
 
 def test_a_training_step_changes_the_weights():
-    step = TrainingStep(example_model("dynamixer_nano"), torch.randn(2, 3, 32, 32), module._autocast("fp32"))
+    step = TrainingStep(example_model("dynamixer_nano"), torch.randn(2, 3, 32, 32), module.autocast_of("fp32"))
     before = [p.clone() for p in step.model.parameters()]
     step()
     assert all(not torch.equal(a, b) for a, b in zip(before, step.model.parameters(), strict=True))

@@ -24,11 +24,18 @@ from dynamixer.cli.common import EXIT_CODES, json_option, print_result
 @click.option("--ways", is_flag=True, help="Time OpenVINO and int8 too, beside --fast.")
 @click.option("--peers", is_flag=True, help="Time training with static matrices and without the softmax too.")
 @click.option("--scale", is_flag=True, help="Cost against picture size (1x to 4x its own) and batch instead.")
+@click.option("--parts", is_flag=True, help="Where the time of the C++ kernels goes, operation by operation, instead.")
 @click.option("--roofline", metavar="PNG", type=click.Path(path_type=Path), help="Draw the machine's limits.")
 @click.option("--out", metavar="JSON", type=click.Path(path_type=Path), help="Write the figures to a file.")
 @json_option
 def bench(
-    models: tuple[str, ...], as_json: bool, out: Path | None, roofline: Path | None, scale: bool, **plan: Any
+    models: tuple[str, ...],
+    as_json: bool,
+    out: Path | None,
+    roofline: Path | None,
+    scale: bool,
+    parts: bool,
+    **plan: Any,
 ) -> None:
     """Measure how fast models are on this machine: ours, or any model of timm.
 
@@ -37,6 +44,7 @@ def bench(
       dynamixer bench dynamixer_s resnet50 --batch 8 --roofline roofline.png
       dynamixer bench dynamixer_nano --batch 256 --peers
       dynamixer bench dynamixer_s --scale --no-train
+      dynamixer bench dynamixer_s --precision bf16 --parts
 
     The variants take turns, so that a noisy machine is equally noisy to all; medians and quartiles are given. Variants:
 
@@ -50,11 +58,14 @@ def bench(
     A variant whose answers are not the model's is named and not timed. The ceiling is what the machine reaches with nothing but
     the model's matrix products.
     """
+    from dynamixer.errors import UserError  # noqa: PLC0415
     from dynamixer.files import check_picture_path, write_text  # noqa: PLC0415
     from dynamixer.native import keep_memory  # noqa: PLC0415
     from dynamixer.speed import bench as speed  # noqa: PLC0415
     from dynamixer.speed import report  # noqa: PLC0415
 
+    if sum((scale, parts, roofline is not None)) > 1:
+        raise UserError("--scale, --parts and --roofline are three things to do: give one of them.")
     if roofline is not None:
         check_picture_path(roofline)
     keep_memory()  # as training does, for all variants alike
@@ -62,6 +73,11 @@ def bench(
     if scale:
         found = speed.scale(names, speed.Plan(**plan))
         text = report.scale_table(found)
+    elif parts:
+        from dynamixer.speed.parts import parts as profiled  # noqa: PLC0415
+
+        found = profiled(names, speed.Plan(**plan))
+        text = report.parts_table(found)
     else:
         found = speed.bench(names, speed.Plan(**plan))
         text = report.table(found)

@@ -126,7 +126,7 @@ def _measure(name: str, plan: Plan) -> Measured:
     sides = (plan.size, plan.size) if plan.size else native_size(model)
     pictures = torch.randn(plan.batch, 3, *sides, generator=torch.Generator().manual_seed(0))
     size, work = count(model, sides)
-    autocast = _autocast(plan.precision)
+    autocast = autocast_of(plan.precision)
     variants: dict[str, nn.Module] = {"eager": model}
     if isinstance(model, DynaMixer):
         variants = {"plain": plain(model), "eager": model, "kernel": use_kernel(copy.deepcopy(model))}
@@ -151,7 +151,7 @@ def _measure(name: str, plan: Plan) -> Measured:
         ways = _ways(model, pictures[:1], plan, result)
     single = {key: partial(call, pictures[:1]) for key, call in (calls | ways).items() if key in taken}
     result.latency = _figures(_in_turn(single, LATENCIES), result.baseline, 1)
-    with progress("memory", len(single)) as meter:
+    with progress("memory", len(single), unit="calls") as meter:
         for key, call in single.items():
             result.inference[key]["peak_mib"] = peak_mib(partial(taken[key], pictures))
             result.latency[key]["peak_mib"] = peak_mib(call)
@@ -199,11 +199,11 @@ def _measure_training(model: nn.Module, variants: dict[str, nn.Module], plan: Pl
     if plan.peers and isinstance(model, DynaMixer):
         for peer, options in {"static": {"generator": "static"}, "no softmax": {}}.items():
             variants[peer] = use_kernel(example_model(result.model, plan.size, softmax=False, **options))
-    steps = {key: TrainingStep(variant, pictures, _autocast(plan.precision)) for key, variant in variants.items()}
+    steps = {key: TrainingStep(variant, pictures, autocast_of(plan.precision)) for key, variant in variants.items()}
     products = shapes(copy.deepcopy(model), pictures, backward=True)
     result.training_ceiling = _ceiling(products, result.train_batch, plan)
     result.training = _figures(_in_turn(steps, plan.rounds), result.baseline, result.train_batch)
-    with progress("memory", len(steps)) as meter:
+    with progress("memory", len(steps), unit="calls") as meter:
         for key, step in steps.items():
             result.training[key]["peak_mib"] = peak_mib(step)
             if not key.endswith("compiled"):
@@ -211,7 +211,8 @@ def _measure_training(model: nn.Module, variants: dict[str, nn.Module], plan: Pl
             meter.advance(1)
 
 
-def _autocast(precision: str) -> Callable[[], Any]:
+def autocast_of(precision: str) -> Callable[[], Any]:
+    """Makes what a pass in this precision runs in."""
     return lambda: torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
 
@@ -224,7 +225,7 @@ def _inference(model: nn.Module, autocast: Callable[[], Any]) -> Callable[[Tenso
 
 
 def _in_turn(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
-    with progress("timing", (rounds + 1) * len(calls)) as meter:
+    with progress("timing", (rounds + 1) * len(calls), unit="calls") as meter:
         return in_turn(calls, rounds=rounds, advance=lambda: meter.advance(1))
 
 
@@ -273,7 +274,7 @@ def _figures(taken: dict[str, list[float]], baseline: str, images: int) -> dict[
 
 
 def _ceiling(products: Mapping[Shape, int], images: int, plan: Plan) -> dict[str, Any]:
-    with progress("ceiling", len(products)) as meter:
+    with progress("ceiling", len(products), unit="products") as meter:
         ceiling = measure_ceiling(products, DTYPES[plan.precision], lambda: meter.advance(1))
     width = 4 if plan.precision == "fp32" else 2
     return {
@@ -325,8 +326,8 @@ def scale(names: Sequence[str], plan: Plan) -> dict[str, Any]:
         settings = [(size, plan.batch) for size in sizes] + [
             (native, batch) for batch in (1, 2, 4, 16) if batch != plan.batch
         ]
-        run = _inference(model, _autocast(plan.precision))
-        with progress("timing", len(settings)) as meter:
+        run = _inference(model, autocast_of(plan.precision))
+        with progress("timing", len(settings), unit="calls") as meter:
             for size, batch in settings:
                 pictures = torch.randn(batch, 3, size, size)
                 call = partial(run, pictures)

@@ -75,6 +75,29 @@ def scale_table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def parts_table(found: dict[str, Any]) -> str:
+    """Where the time goes, as Markdown."""
+    lines = []
+    for one in found["profiles"]:
+        height, width = one["size"]
+        lines += [
+            f"{one['model']}, {height}x{width}, {one['precision']}, {one['what']}, batch {one['batch']}: {one['ms']:.0f} ms",
+            "",
+            "| operation | | time | share | rate of its products |",
+            "|---|---|---|---|---|",
+        ]
+        for part in one["parts"]:
+            rate = f"{part['gflop_per_s']:.0f} GFLOP/s" if "gflop_per_s" in part else ""
+            name = part["operation"].rpartition("::")[2].strip("_")
+            lines.append(f"| {name} | {part['part']} | {part['ms']:.1f} ms | {100 * part['share']:.1f} % | {rate} |")
+        lines += [
+            f"| matrix products alone | each by itself at its best | {one['bound_ms']:.1f} ms | "
+            f"{100 * one['bound_ms'] / one['ms']:.1f} % | {one['bound_gflop_per_s']:.0f} GFLOP/s |",
+            "",
+        ]
+    return "\n".join(lines).rstrip()
+
+
 def roofline(found: dict[str, Any], path: Path) -> None:
     """Draw each model's products and variants under the machine's limits, as PNG.
 

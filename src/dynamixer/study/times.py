@@ -45,7 +45,7 @@ def step_times(dataset: str, *, threads: int, rounds: int = ROUNDS, batch: int |
         pictures = torch.randn(batch, 3, *network.preprocessing.size, generator=torch.Generator().manual_seed(0))
         steps[row] = TrainingStep(kernel_if_any(network.model), pictures, autocast)
     log(f"{DATASETS[dataset].title}: {rounds} rounds of {len(steps)} rows, {batch} pictures a step")
-    with progress("timing", (rounds + 1) * len(steps)) as meter:
+    with progress("timing", (rounds + 1) * len(steps), unit="calls") as meter:
         taken = in_turn(steps, rounds=rounds, advance=lambda: meter.advance(1))
     about = environment(torch.device("cpu"), 1)
     lines = []
