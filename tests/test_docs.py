@@ -175,6 +175,12 @@ def test_the_tables_of_speed_are_the_results(monkeypatch):
     ).parts()
 
 
+def test_the_table_of_compiled_layouts_is_its_results(monkeypatch):
+    found = json.loads((ROOT / "benchmarks/results/compiled.json").read_text())
+    page = (ROOT / "docs/adr/0007-speed.md").read_text(encoding="utf-8")
+    assert between(page, "compiled") == benchmark("compiled", monkeypatch).part(found)
+
+
 def test_the_table_of_precisions_is_its_results_and_keeps_the_promises(monkeypatch):
     found = json.loads((ROOT / "benchmarks/results/precision.json").read_text())
     page = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
