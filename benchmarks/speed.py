@@ -111,7 +111,7 @@ def _goals() -> str:
         return f"{model[ceiling]['images_per_s'] / model[kind]['plain']['images_per_s']:.2f}x"
 
     def best(name: str, what: str) -> float:
-        """By how much a profile would be quicker if the products of linear layers ran at their best, and all else stayed."""
+        """By how much a profile would be quicker if what holds products took no longer than these at their mean rate alone."""
         one = next(one for one in _read(name)["profiles"] if one["what"] == what)
         rate = one["bound_gflop_per_s"]
         gained = sum(p["ms"] * (1 - p["gflop_per_s"] / rate) for p in one["parts"] if "gflop_per_s" in p)
@@ -132,14 +132,14 @@ def _goals() -> str:
         ("inference, bf16, against the plain way", "2.0x", *both("inference", "fast")),
         ("against the plain way compiled with frozen weights", "1.25x", *both("inference", "fast", "plain, compiled")),
         ("share of the ceiling, bf16", "85 %", share(s), share(nano)),
-        ("products at their best, all else as it is", "", best_share(s, "parts-s"), best_share(nano, "parts-nano")),
+        ("operations as quick as products alone", "", best_share(s, "parts-s"), best_share(nano, "parts-nano")),
         ("inference, fp32, against the plain way", "1.8x", times(s32, "inference", "fast"), times(nano32, "inference", "fast")),
         ("its bound: the products alone", "", *(bound(m, "inference", "ceiling") for m in (s32, nano32))),
         ("int8 against our bf16", "1.3x", *both("inference", "fast, int8", "fast")),
         ("batch 1, bf16, against the plain way", "1.5x", *both("latency", "fast")),
         ("training step, bf16, against the plain way", "1.8x, nano 2.0x", *both("training", "kernel")),
         ("its bound: the products alone", "", *(bound(m, "training", "training_ceiling") for m in (s, nano))),
-        ("products at their best, all else as it is", "", best_step(s, "parts-s"), best_step(nano, "parts-nano")),
+        ("operations as quick as products alone", "", best_step(s, "parts-s"), best_step(nano, "parts-nano")),
         ("peak memory of the step, weights and optimiser included", "0.65x", peak(s), peak(nano)),
         ("memory kept for the backward pass", "", kept(s), kept(nano)),
         ("training step against static matrices without softmax", "0.90x, nano 0.85x", *both("training", "kernel", "static")),
