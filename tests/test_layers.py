@@ -139,6 +139,24 @@ def test_what_does_not_fill_a_patch_is_padded_below_and_right(size, stride, over
         torch.testing.assert_close(y[:, 0, 0], first[..., 0, 0])
 
 
+def test_a_processor_without_bf16_convolves_the_same_rounded_numbers_in_fp32(monkeypatch):
+    monkeypatch.setattr("dynamixer.layers.computes_in_bf16", lambda: False)
+    conv, x = PatchConv(3, 8, 4), torch.randn(2, 3, 10, 8)
+    found = []
+    for conv.fused in (False, True):
+        if conv.fused:
+            monkeypatch.setattr(conv.proj, "forward", lambda _: pytest.fail("in bf16"))
+        conv.zero_grad()
+        given = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = conv(given)
+        y.backward(torch.rand(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16())
+        found.append([y.detach(), given.grad, conv.proj.weight.grad, conv.proj.bias.grad])
+    for plain, ours in zip(*found, strict=True):
+        assert ours.dtype == plain.dtype
+        assert (ours.float() - plain.float()).norm() < 0.01 * plain.float().norm()
+
+
 def test_a_dropped_path_leaves_the_residual():
     layer = MixerLayer(C, (4, 4), S, D, Mixing(), drop_path=0.999999).train()
     x = torch.randn(2, 4, 4, C)

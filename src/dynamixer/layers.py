@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from dynamixer.errors import UserError
 from dynamixer.fuse import plan_of
 from dynamixer.mixing import Generator, Mixing
+from dynamixer.native import computes_in_bf16
 from dynamixer.ops import DenseWeights, DynamicWeights, StaticWeights, Weights, batched_mixing, mixing_matrices
 from dynamixer.ops.fused import fused_mix, why_not_fused
 from dynamixer.ops.layer import kind_of, mixer_layer, why_not_layer
@@ -278,7 +279,11 @@ class PatchConv(nn.Module):
 
     What does not fill a whole patch is padded with zeros at the bottom and on the right. A kernel wider than the stride
     overlaps its neighbours, padded evenly on all sides, and gives the same grid.
+
+    With `fused` and in bf16, a processor that does not multiply it computes in fp32 from the same rounded numbers.
     """
+
+    fused = False
 
     def __init__(
         self,
@@ -302,7 +307,14 @@ class PatchConv(nn.Module):
         padding = (before, after + self._missing(width), before, after + self._missing(height))
         if not all(same_length(some, 0) for some in padding):  # padding by nothing copies
             x = F.pad(x, padding)
-        return self.proj(x).permute(0, 2, 3, 1)
+        wide = self.fused and x.device.type == "cpu" and kind_of(x) == torch.bfloat16 and not computes_in_bf16()
+        return (self._widened(x) if wide else self.proj(x)).permute(0, 2, 3, 1)
+
+    def _widened(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            bias = None if self.proj.bias is None else self.proj.bias.bfloat16().float()
+            weight = self.proj.weight.bfloat16().float()
+            return F.conv2d(x.bfloat16().float(), weight, bias, self.stride).bfloat16()
 
     def _missing(self, side: int) -> int:
         return (side + self.stride - 1) // self.stride * self.stride - side

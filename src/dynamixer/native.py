@@ -61,6 +61,11 @@ def digest(*parts: bytes | str) -> str:
     return made.hexdigest()[:32]
 
 
+def computes_in_bf16() -> bool:
+    """Whether the processor multiplies bf16 matrices itself."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 @cache
 def processor() -> str:
     """The processor's architecture and the instructions that it knows."""

@@ -28,9 +28,6 @@ KINDS = [
 ]
 # B, H, W, C, S, d: the nano's own; tokens that fill no tile; segments of odd widths; an odd reduction; one image in pieces
 SHAPES = [(3, 8, 8, 64, 4, 2), (2, 7, 5, 48, 3, 3), (5, 3, 2, 80, 5, 1), (1, 20, 15, 32, 8, 2)]
-BF16 = pytest.mark.skipif(
-    not torch.cpu._is_avx512_bf16_supported(), reason="this processor does not multiply bf16: the layer runs in parts"
-)
 
 
 def layer(mixing, shape, drop_path=0.0):
@@ -123,7 +120,6 @@ def test_these_weights_show_a_transposed_or_dropped_matrix():
             assert error(wrong(x), expected) > 0.05
 
 
-@BF16
 @pytest.mark.parametrize("mixing", KINDS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_bf16_errs_at_most_twice_as_much_as_the_plain_computation(mixing, shape):

@@ -15,9 +15,6 @@ from dynamixer.speed import fast as module
 from dynamixer.speed.fast import FastModel, optimize
 from helpers import error, relative_entropy, sharpen
 
-BF16 = pytest.mark.skipif(
-    not torch.cpu._is_avx512_bf16_supported(), reason="this processor does not multiply bf16: the kernels refuse it"
-)
 BYTES = pytest.mark.skipif(
     "avx512_vnni" not in processor(), reason="this processor does not multiply eight bits: the kernels refuse it"
 )
@@ -82,7 +79,6 @@ def test_the_kernels_frozen_weights_are_those_of_the_moment(model, pictures, cac
     assert error(fast(pictures), before) < 1e-4
 
 
-@BF16
 def test_bf16_errs_at_most_twice_as_much_as_the_plain_way(model, pictures, cache):
     many = torch.randn(64, 3, 16, 16)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A whole mixer layer by the C++ kernels, forward and backward, for processors: fp32, and bf16 where the processor multiplies it.
+"""A whole mixer layer by the C++ kernels, forward and backward, for processors: fp32 and bf16.
 
 Between the kernels only the tokens themselves reach memory: normalised, mixed along each axis, and after the layer. The
 backward pass keeps eight numbers for each channel of a token. The reweighting is computed before its branches are projected, from
@@ -208,11 +208,12 @@ def kind_of(x: Tensor) -> torch.dtype:
 
 def why_not_layer(x: Tensor) -> str | None:
     """Why the kernels cannot compute a layer for x [B, H, W, C] all at once, or None: a clause to end a sentence with."""
-    kinds = (torch.float32, torch.bfloat16) if torch.ops.dynamixer.multiplies_bf16() else (torch.float32,)
     lanes = torch.ops.dynamixer.lanes()
     reasons = {
-        f"this processor does not multiply {kind_of(x)}": kind_of(x) not in kinds,
-        f"its vectors have {lanes} numbers, which do not divide {x.shape[-1]} channels": x.shape[-1] % lanes != 0,
+        f"the kernels compute layers in fp32 and bf16, not {kind_of(x)}": kind_of(x)
+        not in (torch.float32, torch.bfloat16),
+        f"the processor's vectors have {lanes} numbers, which do not divide {x.shape[-1]} channels": x.shape[-1] % lanes
+        != 0,
         "there are no tokens": x.numel() == 0,
     }
     return next((why for why, holds in reasons.items() if holds), None)

@@ -21,7 +21,7 @@ from dynamixer.errors import UserError, did_you_mean
 from dynamixer.export.formats import need
 from dynamixer.export.int8 import quantise
 from dynamixer.logs import log
-from dynamixer.native import cache_folder, digest
+from dynamixer.native import cache_folder, computes_in_bf16, digest
 from dynamixer.ops.kernel import load_kernel
 from dynamixer.speed.frozen import freeze
 from dynamixer.speed.kernel import use_kernel
@@ -133,11 +133,6 @@ class FastModel(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Pictures [B, 3, height, width] -> logits [B, classes] float32."""
         return self.run(pictures)
-
-
-def computes_in_bf16() -> bool:
-    """Whether the processor multiplies bf16 matrices itself."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _made(

@@ -26,7 +26,7 @@ constexpr int64_t TILE = 64, PIECE = 256;
     using T = float;                                                     \
     __VA_ARGS__();                                                       \
   } else {                                                               \
-    TORCH_CHECK((TYPE) == at::kBFloat16 && HALF, "fp32, or bf16 where the processor multiplies it"); \
+    TORCH_CHECK((TYPE) == at::kBFloat16, "fp32 or bf16");                \
     using T = at::BFloat16;                                              \
     __VA_ARGS__();                                                       \
   }
@@ -180,9 +180,9 @@ Tensor pack(const Tensor& weight_, bool flipped, at::ScalarType type) {
         }
         for (int64_t i = 0; i < width; ++i)
           for (int64_t p = 0; p < words; ++p) {
-            T pair[PER_WORD<T>];
+            Held<T> pair[PER_WORD<T>];
             for (int64_t q = 0; q < PER_WORD<T>; ++q)
-              pair[q] = i < some && p * PER_WORD<T> + q < k ? from[(first + i) * in + p * PER_WORD<T> + q] : T(0);
+              pair[q] = i < some && p * PER_WORD<T> + q < k ? Held<T>(from[(first + i) * in + p * PER_WORD<T> + q]) : Held<T>(0);
             std::memcpy(panel + p * width + i, pair, 4);
           }
       }
@@ -477,7 +477,6 @@ std::vector<Tensor> normed_grads(const Tensor& x, const Tensor& weight, const Te
   return {x_grad, weights.total({c}), biases.total({c}), reduces.total({rp, c}), reduce_biases.total({rp})};
 }
 
-bool multiplies_bf16() { return HALF; }
 bool multiplies_bytes() { return BYTES; }
 int64_t lanes() { return LANES; }
 
@@ -500,7 +499,6 @@ TORCH_LIBRARY_FRAGMENT(dynamixer, library) {
   library.def(
       "normed_grads(Tensor x, Tensor weight, Tensor bias, float eps, Tensor beside, Tensor[] grads, Tensor[] reduced_grads, Tensor? reduce) -> "
       "Tensor[]");
-  library.def("multiplies_bf16() -> bool", &dynamixer::multiplies_bf16);
   library.def("multiplies_bytes() -> bool", &dynamixer::multiplies_bytes);
   library.def("lanes() -> int", &dynamixer::lanes);
 }

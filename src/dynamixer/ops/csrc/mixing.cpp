@@ -52,7 +52,7 @@ inline void tile(int64_t k, In a, In b, Out out) {
     for (int j = 0; j < NV; ++j) sum[i][j] = broadcast(0);
   for (int64_t p = 0; p < k; ++p) {
     Vec right[NV];
-    for (int j = 0; j < NV; ++j) right[j] = *(const Vec*)(b.at + p * b.row + j * LANES);
+    for (int j = 0; j < NV; ++j) right[j] = dynamixer::kept(*(const Vec*)(b.at + p * b.row + j * LANES));
     for (int i = 0; i < MR; ++i) {
       const Vec left = broadcast(a.at[i * a.row + p * a.column]);
       for (int j = 0; j < NV; ++j) sum[i][j] += left * right[j];

@@ -1,6 +1,7 @@
 // Vectors, and matrix products of a few tokens with weights that were packed for them, in fp32 or bf16 with sums in fp32.
 //
-// A word is 32 bits of what is summed over: one fp32 number, two neighbours in bf16, or four of eight bits, which one instruction multiplies.
+// A word is 32 bits of what is summed over: one fp32 number, two neighbours in bf16, or four of eight bits, which one instruction multiplies. Where
+// the processor does not multiply bf16, words of it are numbers widened to fp32: the same but for the order of sums.
 // Letters: K what is summed over, N columns of the result. A panel is WIDTH columns side by side: [words of K, WIDTH].
 #pragma once
 
@@ -27,19 +28,24 @@ constexpr bool HALF = true;  // whether bf16 is multiplied by the processor itse
 constexpr bool HALF = false;
 #endif
 #ifdef __AVX512VNNI__
-constexpr bool BYTES = true;  // the same for eight bits
+constexpr bool BYTES = true;  // the same for eight bits, without which there are none
 #else
 constexpr bool BYTES = false;
 #endif
 typedef float Vec __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef uint32_t Bits __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
 typedef uint32_t Word __attribute__((may_alias, aligned(2)));
 // What to compute with where tokens are of type T: bf16 only where the processor multiplies it.
 template <typename T>
 using Kind = std::conditional_t<std::is_same_v<T, at::BFloat16> && HALF, at::BFloat16, float>;
+// What is in words for a T.
+template <typename T>
+using Held = std::conditional_t<sizeof(T) == 1, T, Kind<T>>;
 
 template <typename T>
-constexpr int64_t PER_WORD = 4 / sizeof(T);
+constexpr int64_t PER_WORD = 4 / sizeof(Held<T>);
 
 inline int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 template <typename T>
@@ -50,11 +56,7 @@ inline Vec broadcast(float x) { return x - Vec{}; }
 template <typename T>
 Vec get(const T* from) {
   if constexpr (std::is_same_v<T, float>) return *(const Vec*)from;
-#ifdef __AVX512BF16__
-  else return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16);
-#else
-  else return Vec{};
-#endif
+  else return (Vec)(__builtin_convertvector(*(const Halves*)from, Bits) << 16);
 }
 
 template <typename T>
@@ -62,6 +64,11 @@ void put(T* to, Vec v) {
   if constexpr (std::is_same_v<T, float>) *(Vec*)to = v;
 #ifdef __AVX512BF16__
   else _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+#else
+  else {  // to the nearest, of two as near the even one; what is not a number stays none
+    const Bits bits = (Bits)v, nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    *(Halves*)to = __builtin_convertvector(v == v ? nearest : Bits{} + 0x7fc0, Halves);
+  }
 #endif
 }
 
@@ -123,19 +130,28 @@ using Sum = std::conditional_t<sizeof(T) == 1, Ints, Vec>;
 inline Vec numbers(Vec v) { return v; }
 inline Vec numbers(Ints v) { return __builtin_convertvector(v, Vec); }
 
+// Keep a vector that several rows are multiplied with: where registers are few, GCC would read it from memory anew for each.
+template <typename V>
+inline V kept(V v) {
+#if defined(__x86_64__) && !defined(__AVX512F__)
+  asm("" : "+x"(v));
+#endif
+  return v;
+}
+
 template <typename T>
-inline Sum<T> add_product(Sum<T> sum, Word left, const Word* right) {
+inline Sum<T> add_product(Sum<T> sum, Word left, Bits right) {
   if constexpr (std::is_same_v<T, float>) {
     float value;
     std::memcpy(&value, &left, 4);
-    return sum + value * *(const Vec*)right;
+    return sum + value * (Vec)right;
   }
 #ifdef __AVX512VNNI__
   else if constexpr (sizeof(T) == 1)  // unsigned on the left, signed on the right
-    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(left), _mm512_loadu_si512(right));
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(left), (__m512i)right);
 #endif
 #ifdef __AVX512BF16__
-  else return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(left), (__m512bh)_mm512_loadu_si512(right));
+  else return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(left), (__m512bh)right);
 #else
   else return sum;
 #endif
@@ -150,10 +166,13 @@ void tile(int64_t words, const Word* a, int64_t row, int64_t step, const Word* b
 #pragma GCC unroll 3
     for (int j = 0; j < NV; ++j) sum[i][j] = Sum<T>{};
   for (int64_t p = 0; p < words; ++p, a += step, b += apart) {
+    Bits right[NV];
+#pragma GCC unroll 3
+    for (int j = 0; j < NV; ++j) right[j] = kept(*(const Bits*)(b + j * LANES));
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 3
-      for (int j = 0; j < NV; ++j) sum[i][j] = add_product<T>(sum[i][j], a[i * row], b + j * LANES);
+      for (int j = 0; j < NV; ++j) sum[i][j] = add_product<T>(sum[i][j], a[i * row], right[j]);
   }
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i)
@@ -188,10 +207,10 @@ void multiply_by(int64_t rows, const Word* a, int64_t row, const Panels& b, Use 
       const Word* from = a + (BLOCKED ? i * b.words : i * row);
       const int64_t to_row = BLOCKED ? 1 : row, step = BLOCKED ? ROWS : 1;
       if constexpr (TOLD == Told::at_once) {
-        tile<T, MR, NV>(b.words, from, to_row, step, panel, NV * LANES, [&](int64_t r, int64_t n, Vec v) { use(i + r, first + n, v); });
+        tile<Held<T>, MR, NV>(b.words, from, to_row, step, panel, NV * LANES, [&](int64_t r, int64_t n, Vec v) { use(i + r, first + n, v); });
       } else {
         float made[MR * NV * LANES];
-        tile<T, MR, NV>(b.words, from, to_row, step, panel, NV * LANES, [&](int64_t r, int64_t n, Vec v) { put(made + r * NV * LANES + n, v); });
+        tile<Held<T>, MR, NV>(b.words, from, to_row, step, panel, NV * LANES, [&](int64_t r, int64_t n, Vec v) { put(made + r * NV * LANES + n, v); });
         for (int64_t r = 0; r < MR; ++r)
           for (int64_t n = 0; n < NV * LANES; n += LANES) use(i + r, first + n, get(made + r * NV * LANES + n));
       }
@@ -213,7 +232,16 @@ void multiply(int64_t rows, const Word* a, int64_t row, const Panels& b, Use use
 // The same for rows of tokens in memory, `apart` numbers from one to the next.
 template <typename T, Told TOLD = Told::at_once, typename Use>
 void multiply_rows(int64_t rows, const T* a, int64_t apart, const Panels& b, Use use) {
-  multiply<T, false, TOLD>(rows, (const Word*)a, apart / PER_WORD<T>, b, use, [](int64_t, int64_t) {});
+  const auto nothing = [](int64_t, int64_t) {};
+  if constexpr (std::is_same_v<T, Held<T>>) {
+    multiply<T, false, TOLD>(rows, (const Word*)a, apart / PER_WORD<T>, b, use, nothing);
+  } else {
+    static thread_local std::vector<float> wide;
+    if (int64_t(wide.size()) < rows * b.words) wide.resize(rows * b.words);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t i = 0; i < b.words; ++i) wide[r * b.words + i] = float(a[r * apart + i]);
+    multiply<float, false, TOLD>(rows, (const Word*)wide.data(), b.words, b, use, nothing);
+  }
 }
 
 // Rows in eight bits, each by its own least number and step: x is about low + step * q.
@@ -257,20 +285,29 @@ void multiply_rounded(int64_t rows, int64_t k, const Rounded& a, const Panels& b
   });
 }
 
-// Rows of numbers [rows, columns] for a sum over rows: blocks of `width` columns, each [words of rows, width]; what is missing is zero.
+// Rows of numbers [rows, columns] for a sum over rows: blocks of `width` columns, each [words of rows, width]; what is missing is zero. Words of several
+// rows are written one after another: blocks lie a power of two apart, for which a cache has few places.
 template <typename T>
 void turn(int64_t rows, int64_t columns, const T* from, int64_t apart, int64_t width, Word* to) {
+  constexpr int64_t GROUP = 8;
   const int64_t words = words_of<T>(rows), padded = up(columns, width);
-  for (int64_t p = 0; p < words; ++p)
-    for (int64_t first = 0; first < padded; first += width) {
+  for (int64_t p = 0; p < words; p += GROUP)
+    for (int64_t first = 0, some = std::min(GROUP, words - p); first < padded; first += width) {
       Word* out = to + first * words + p * width;
-      for (int64_t i = 0; i < width; ++i) {
-        T pair[PER_WORD<T>];
-        for (int64_t q = 0; q < PER_WORD<T>; ++q) {
-          const int64_t r = p * PER_WORD<T> + q;
-          pair[q] = r < rows && first + i < columns ? from[r * apart + first + i] : T(0);
-        }
-        std::memcpy(out + i, pair, 4);
+      if (PER_WORD<T> == 1 && some == GROUP && first + width <= columns) {
+        const T* in = from + p * apart + first;
+        for (int64_t i = 0; i < width; i += 4)
+#pragma GCC unroll 8
+          for (int64_t q = 0; q < GROUP; ++q)
+            for (int64_t j = i; j < i + 4; ++j) ((float*)out)[q * width + j] = float(in[q * apart + j]);
+        continue;
+      }
+      for (int64_t n = 0; n < some * width; ++n) {
+        const int64_t row = (p + n / width) * PER_WORD<T>, column = first + n % width;
+        Held<T> word[PER_WORD<T>];
+        for (int64_t q = 0; q < PER_WORD<T>; ++q)
+          word[q] = row + q < rows && column < columns ? Held<T>(from[(row + q) * apart + column]) : Held<T>(0);
+        std::memcpy(out + n, word, 4);
       }
     }
 }
@@ -279,17 +316,19 @@ void turn(int64_t rows, int64_t columns, const T* from, int64_t apart, int64_t w
 // Eight columns of two rows at a time.
 template <>
 inline void turn<at::BFloat16>(int64_t rows, int64_t columns, const at::BFloat16* from, int64_t apart, int64_t width, Word* to) {
+  constexpr int64_t GROUP = 4;
   const int64_t words = words_of<at::BFloat16>(rows), padded = up(columns, width);
-  for (int64_t p = 0; p < words; ++p) {
-    const at::BFloat16 *one = from + 2 * p * apart, *two = 2 * p + 1 < rows ? one + apart : nullptr;
+  for (int64_t first = 0; first < words; first += GROUP)
     for (int64_t i = 0; i < padded; i += 8) {
-      const auto eight = [&](const at::BFloat16* row) {
-        return row && i < columns ? _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(row + i))) : _mm256_setzero_si256();
-      };
-      _mm256_storeu_si256((__m256i*)(to + i / width * width * words + p * width + i % width),
-                          _mm256_or_si256(eight(one), _mm256_slli_epi32(eight(two), 16)));
+      Word* out = to + i / width * width * words + i % width;
+      for (int64_t p = first; p < std::min(words, first + GROUP); ++p) {
+        const at::BFloat16 *one = from + 2 * p * apart, *two = 2 * p + 1 < rows ? one + apart : nullptr;
+        const auto eight = [&](const at::BFloat16* row) {
+          return row && i < columns ? _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(row + i))) : _mm256_setzero_si256();
+        };
+        _mm256_storeu_si256((__m256i*)(out + p * width), _mm256_or_si256(eight(one), _mm256_slli_epi32(eight(two), 16)));
+      }
     }
-  }
 }
 #endif
 
