@@ -28,12 +28,12 @@ class Meter:
 
     @property
     def rate(self) -> float:
-        """Pictures a second so far."""
+        """How many of them a second so far."""
         return (self.done - self.first) / self.seconds
 
-    def advance(self, pictures: int, **values: float) -> None:
-        """Count `pictures` more, and show figures such as loss=1.23."""
-        self.done += pictures
+    def advance(self, count: int, **values: float) -> None:
+        """Count so many more, and show figures such as loss=1.23."""
+        self.done += count
         note = "  ".join(
             [
                 *(f"{key} {value:.4g}" for key, value in values.items()),
@@ -42,7 +42,7 @@ class Meter:
         )
         now = time.perf_counter()
         if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, advance=pictures, note=note)
+            self.bar.update(self.task, advance=count, note=note)
         elif now - self.last_line > LINE_EVERY:
             self.last_line = now
             left = (self.total - self.done) / max(self.rate, 1e-9)

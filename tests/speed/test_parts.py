@@ -58,11 +58,13 @@ def test_the_products_inside_are_those_of_the_linear_layers(found):
 def test_the_table_and_the_mistakes(found, capsys):
     text = parts_table(found)
     assert "dynamixer_nano, 32x32, fp32, inference, batch 2" in text
-    assert text.count("| matrix products alone |") == 2
+    assert text.count("Its matrix products alone, each by itself") == 2
     assert "| fused_adamw | AdamW |" in text
     for words, said in (
         (["resnet18", "--parts"], "resnet18 is no DynaMixer"),
         (["--parts", "--scale"], "give one of them"),
+        (["--parts", "--rounds", "3", "--no-fast"], "--parts has no use for --rounds and --fast"),
+        (["--scale", "--train-batch", "3"], "--scale has no use for --train-batch"),
     ):
         with pytest.raises(SystemExit) as end:
             main(["bench", *words])

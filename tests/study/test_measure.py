@@ -10,6 +10,7 @@ import dynamixer
 from dynamixer.data import Preprocessing, open_data
 from dynamixer.explain import average
 from dynamixer.models.checkpoint import save_checkpoint
+from dynamixer.speed.kernel import kernel_if_any
 from dynamixer.study import measure, times
 from dynamixer.study.measure import KINDS, measure_run, parts_of
 from dynamixer.study.rows import ROWS, Run, runs
@@ -31,6 +32,13 @@ def weights(tmp_path_factory):
     }
     save_checkpoint(path, model.state_dict(), preprocessing=Preprocessing.of(model), **about)
     return path
+
+
+def test_a_model_that_the_kernels_could_compute_says_why_they_do_not(monkeypatch, capsys):
+    monkeypatch.setattr("dynamixer.speed.kernel.load_kernel", lambda: "there is no compiler.")
+    for model, says in ((small(), True), (small(generator="dense"), False), (torch.nn.Linear(2, 2), False)):
+        assert kernel_if_any(model) is model
+        assert ("without the kernels: there is no compiler." in capsys.readouterr().err) == says
 
 
 def test_which_parts_are_measured_of_which_runs():

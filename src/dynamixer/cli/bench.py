@@ -6,7 +6,12 @@ from typing import Any
 
 import click
 
-from dynamixer.cli.common import EXIT_CODES, json_option, print_result
+from dynamixer.cli.common import EXIT_CODES, is_given, json_option, print_result
+
+IDLE = {  # what is measured by nothing there, as options are called
+    "parts": ("rounds", "fast", "compile", "ways", "peers"),
+    "scale": ("rounds", "fast", "compile", "ways", "peers", "train", "train_batch", "size"),
+}
 
 
 @click.command(epilog=EXIT_CODES)
@@ -43,7 +48,7 @@ def bench(
       dynamixer bench                                       dynamixer_tiny
       dynamixer bench dynamixer_s resnet50 --batch 8 --roofline roofline.png
       dynamixer bench dynamixer_nano --batch 256 --peers
-      dynamixer bench dynamixer_s --scale --no-train
+      dynamixer bench dynamixer_s --scale
       dynamixer bench dynamixer_s --precision bf16 --parts
 
     The variants take turns, so that a noisy machine is equally noisy to all; medians and quartiles are given. Variants:
@@ -66,6 +71,9 @@ def bench(
 
     if sum((scale, parts, roofline is not None)) > 1:
         raise UserError("--scale, --parts and --roofline are three things to do: give one of them.")
+    instead = "scale" if scale else "parts" if parts else ""
+    if idle := [f"--{name.replace('_', '-')}" for name in IDLE.get(instead, ()) if is_given(name)]:
+        raise UserError(f"--{instead} has no use for {' and '.join(idle)}: leave it out.")
     if roofline is not None:
         check_picture_path(roofline)
     keep_memory()  # as training does, for all variants alike

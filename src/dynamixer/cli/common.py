@@ -23,6 +23,11 @@ fast_option = click.option(
 )
 
 
+def is_given(name: str) -> bool:
+    """Whether an option of the running command was written down."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
 def _named(context: click.Context, parameter: click.Parameter, model: str) -> str:
     """Say which model answers where none was named."""
     default = context.get_parameter_source(str(parameter.name)) is ParameterSource.DEFAULT

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from dynamixer.cli.common import (
     EXIT_CODES,
     USER_MISTAKE,
     device_option,
     fast_option,
+    is_given,
     json_option,
     model_option,
     print_result,
@@ -73,7 +73,7 @@ def predict(
     from dynamixer.errors import UserError  # noqa: PLC0415
 
     if hub is not None:
-        if click.get_current_context().get_parameter_source("model") is ParameterSource.COMMANDLINE:
+        if is_given("model"):
             raise UserError("--model and --hub both name a model: give one of them.")
         model = f"hf-hub:{hub}"
     if out is not None:

@@ -212,7 +212,7 @@ def _measure_training(model: nn.Module, variants: dict[str, nn.Module], plan: Pl
 
 
 def autocast_of(precision: str) -> Callable[[], Any]:
-    """Makes what a pass in this precision runs in."""
+    """Makes the context that a pass in this precision runs in: autocast, which is off for fp32."""
     return lambda: torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
 

@@ -4,6 +4,7 @@ from torch import nn
 
 from dynamixer.errors import UserError
 from dynamixer.layers import AxisMixer, MixerLayer, PatchConv
+from dynamixer.logs import log
 from dynamixer.ops.kernel import load_kernel
 
 
@@ -32,8 +33,10 @@ def use_kernel(model: nn.Module) -> nn.Module:
 
 
 def kernel_if_any(model: nn.Module) -> nn.Module:
-    """`use_kernel` where it can be used; else the model as it is."""
+    """`use_kernel` where it can be used; else the model as it is, and why, unless nothing of it is for the kernels."""
     try:
         return use_kernel(model)
-    except UserError:
+    except UserError as error:
+        if any(isinstance(part, AxisMixer) and part.generator != "dense" for part in model.modules()):
+            log(f"without the kernels: {error}")
         return model

@@ -1,6 +1,7 @@
 """Where the time goes when the C++ kernels compute a model: operation by operation, beside what its products alone would take."""
 
 import os
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -42,9 +43,10 @@ def parts(names: Sequence[str], plan: Plan) -> dict[str, Any]:
     """Profile a forward pass with packed weights and, with `plan.train`, a training step.
 
     Returns:
-        `about`, `plan` and `profiles`: model, what, batch, size, precision; `parts`, each with operation, part, ms, share of the
-        time, and gflop_per_s where products of linear layers lie inside; and `bound_ms` and `bound_gflop_per_s`, of the matrix
-        products of linear layers and convolutions, each by itself at its best.
+        `about`, `plan` and `profiles`: model, what, batch, size, precision; `ms` of a call; `parts`, each with operation, part,
+        ms, share of the time, and gflop_per_s where products of linear layers lie inside; the last is all that is in none of the
+        others, Python too; and `bound_ms` and `bound_gflop_per_s`, of the matrix products of linear layers and convolutions, each
+        by itself at its best.
 
     Raises:
         UserError: a model that is no DynaMixer, or one that the kernels cannot compute here.
@@ -79,13 +81,17 @@ def _profile(
     call()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler tells of its own starts and stops
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        began = time.perf_counter()
         for _ in range(CALLS):
             call()
+        whole = (time.perf_counter() - began) / CALLS
     seconds, work = defaultdict[str, float](float), defaultdict[str, float](float)
     for event in profiler.events():
-        seconds[event.name if event.name in PARTS else REST] += 1e-6 * event.self_cpu_time_total / CALLS
-        work[event.name] += multiply_adds(event.name, event.input_shapes) / CALLS
-    whole, bound = sum(seconds.values()), measure_ceiling(products, DTYPES[plan.precision])
+        if event.name in PARTS:
+            seconds[event.name] += 1e-6 * event.self_cpu_time_total / CALLS
+            work[event.name] += multiply_adds(event.name, event.input_shapes) / CALLS
+    seconds[REST] = whole - sum(seconds.values())
+    bound = measure_ceiling(products, DTYPES[plan.precision])
     lines = [
         {"operation": key, "part": PARTS.get(key, ""), "ms": 1e3 * seconds[key], "share": seconds[key] / whole}
         | ({"gflop_per_s": 2e-9 * work[key] / seconds[key]} if work[key] else {})

@@ -13,7 +13,7 @@ from dynamixer.study.words import NOT_RUN, interval_text, spread_text
 NATIVE = 32
 SHARES = (100, 30, 10)
 GROUPS = {"noise": KINDS[:4], "blur": KINDS[4:9], "weather": (*KINDS[9:13], "spatter"), "digital": KINDS[13:18]}
-FASTER = 2.4  # times as many pictures a second in evaluation as in training
+FASTER = 2.4  # times as many pictures a second in evaluation as in training, roughly
 BySeed = dict[int, float]
 
 

@@ -76,14 +76,15 @@ def measure_run(
     """
     checkpoint = load(weights)
     found: dict[str, list[dict[str, Any]]] = {}
+    if "depth" in parts:
+        found["depth"] = _depth(checkpoint, test)
+    kernel_if_any(checkpoint.model)
     if "runs" in parts:
         top1, loss = _accuracy(checkpoint, test, precision)
         size = sum(p.numel() for p in checkpoint.model.parameters())
         found["runs"] = [{"parameters": size, "test_top1": top1, "test_loss": loss}]
     if "sizes" in parts:
         found["sizes"] = [{"size": size, "top1": _accuracy(checkpoint, test, precision, size)[0]} for size in SIZES]
-    if "depth" in parts:
-        found["depth"] = _depth(checkpoint, test)
     if "corrupted" in parts and corrupted is not None:
         found["corrupted"] = [
             {"kind": kind, "severity": severity, "error": round(100 - top1, 3)}
@@ -102,7 +103,7 @@ def _accuracy(checkpoint: Checkpoint, test: str, precision: str, size: int | Non
     loader = evaluation_loader(EvaluationPictures(source, preprocessing), BATCH, 0)
     classes, title = len(checkpoint.classes), f"{Path(test).name}{f' at {size} px' if size else ''}"
     found = measure(
-        kernel_if_any(checkpoint.model),
+        checkpoint.model,
         loader,
         device=torch.device("cpu"),
         images=len(source),

@@ -132,11 +132,8 @@ class Queue:
             place = self.place
             told = {"weights": job.weights, "test": place.test[job.run.dataset], "corrupted": place.corrupted}
             told |= {"precision": job.config.precision, "out": job.measured}
-            task = {key: value and str(value) for key, value in told.items()}
-            words = [
-                "measure",
-                json.dumps({**task, "parts": job.parts}),
-            ]
+            task = {key: value and str(value) for key, value in told.items()} | {"parts": job.parts}
+            words = ["measure", json.dumps(task)]
         threads = str(self.threads)
         with job.beside(".log").open("ab") as output:
             job.process = subprocess.Popen(

@@ -76,7 +76,7 @@ class Dataset:
     title: str
     recipe: str
     pictures: int  # to train on, without the held-out ones
-    rate: float  # images/s that a training process with one thread takes, for the plan
+    rate: float  # images/s of a dynamic row, one thread, two runs side by side: roughly, for the plan
 
 
 DATASETS = {

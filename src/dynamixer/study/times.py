@@ -2,13 +2,13 @@
 
 import statistics
 from collections.abc import Callable
-from functools import partial
 
 import torch
 
 from dynamixer.logs import log
 from dynamixer.models.count import count
 from dynamixer.progress import progress
+from dynamixer.speed.bench import autocast_of
 from dynamixer.speed.clock import in_turn, ratio
 from dynamixer.speed.kernel import kernel_if_any
 from dynamixer.speed.step import TrainingStep
@@ -41,9 +41,8 @@ def step_times(dataset: str, *, threads: int, rounds: int = ROUNDS, batch: int |
         batch = batch or config.batch_size
         network = build_network(config, CLASSES)
         sizes[row] = count(network.model, network.preprocessing.size)
-        autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=config.precision == "bf16")
         pictures = torch.randn(batch, 3, *network.preprocessing.size, generator=torch.Generator().manual_seed(0))
-        steps[row] = TrainingStep(kernel_if_any(network.model), pictures, autocast)
+        steps[row] = TrainingStep(kernel_if_any(network.model), pictures, autocast_of(config.precision))
     log(f"{DATASETS[dataset].title}: {rounds} rounds of {len(steps)} rows, {batch} pictures a step")
     with progress("timing", (rounds + 1) * len(steps), unit="calls") as meter:
         taken = in_turn(steps, rounds=rounds, advance=lambda: meter.advance(1))
