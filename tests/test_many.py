@@ -230,6 +230,7 @@ def test_what_belongs_to_another_job_is_refused_and_left_alone(folder, model, tm
         ((folder, other), {}, "another model"),
         ((fewer, model), {}, "other pictures"),
         ((folder, model), {"top": 2}, "another --top"),
+        ((folder, model), {"size": 24}, "another --size"),
         ((folder, model), {"embeddings": False}, "another --embeddings"),
         ((folder, model), {"batch_size": 8}, "another --batch-size"),
     ]

@@ -40,6 +40,15 @@ def test_probabilities_are_the_models_whatever_the_batch(model):
             assert result.top[0].label == "abc"[int(row.argmax())]
 
 
+def test_another_size_is_read_with_the_same_weights(model):
+    checkpoint, file = dynamixer.load(model), sorted(EXAMPLES.glob("*.png"))[0]
+    with torch.inference_mode():
+        expected = checkpoint.model(checkpoint.preprocessing.at(24)(decode(file))[None]).softmax(1)
+    for size, same in ((24, True), (None, False)):
+        (result,) = dynamixer.predict([file], model, device="cpu", size=size).results
+        assert bool(abs(result.top[0].probability - float(expected.max())) < 1e-5) == same
+
+
 def test_bad_pictures_stand_under_errors_and_the_order_stays(model, tmp_path):
     (tmp_path / "b.png").write_bytes(b"")
     for name in ("a.png", "c.png"):

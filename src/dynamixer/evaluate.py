@@ -265,7 +265,7 @@ def evaluate(
         checkpoint.model.double()
     used, source = open_data(data).for_evaluation(split)
     source = match_classes(source, checkpoint)
-    preprocessing = checkpoint.preprocessing.at(size) if size is not None else checkpoint.preprocessing
+    preprocessing = checkpoint.preprocessing.at(size)
     numbers = np.arange(len(source))
     unread: list[str] = []
     if on_bad_image == "skip":

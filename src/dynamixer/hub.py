@@ -195,7 +195,7 @@ def model_card(checkpoint: Checkpoint, repository: str, *, license: str, recipe:
     if held:
         metrics += (
             "\n\nThe held-out ones come from the data that the model was trained on, and the best epoch was chosen on them: "
-            "other pictures will do worse."
+            "other pictures may do worse."
         )
     epochs = (
         f", epoch {_word(trained['epoch'])} of {_word(trained.get('epochs', 'unknown'))}" if "epoch" in trained else ""

@@ -75,6 +75,7 @@ def predict(
     *,
     top: int = 5,
     batch_size: int = 32,
+    size: int | None = None,
     device: str = "auto",
     fast: bool = False,
     sheet: str | Path | None = None,
@@ -86,6 +87,7 @@ def predict(
         model: a run folder, a checkpoint, or a model whose weights ship, which dynamixer_tiny is.
         top: how many classes to give for each picture.
         batch_size: pictures at a time.
+        size: picture size in pixels, if not the one trained at.
         device: auto, cpu, cuda, mps or xpu.
         fast: run the quickest way on this machine's processor, which is made once (docs/speed.md).
         sheet: a PNG to write the pictures to with their classes as bars (the first 24).
@@ -105,13 +107,13 @@ def predict(
         raise UserError("no pictures were given: name files or folders.")
     where = resolve_device(device)
     checkpoint = load(model, device=where)
-    transform = checkpoint.preprocessing.transform()
+    preprocessing = checkpoint.preprocessing.at(size)
+    transform = preprocessing.transform()
     network: nn.Module = checkpoint.model
     if fast:
         from dynamixer.speed.fast import FastModel  # noqa: PLC0415 - seldom wanted
 
-        size = checkpoint.preprocessing.size
-        network = FastModel(network, size, images=len(files), batch=batch_size, device=where)
+        network = FastModel(network, preprocessing.size, images=len(files), batch=batch_size, device=where)
     found = Predictions(str(checkpoint.path))
     thumbnails: list[Image.Image] = []
     with progress("predicting", len(files)) as meter, torch.inference_mode():

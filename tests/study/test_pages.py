@@ -14,6 +14,7 @@ from dynamixer.study.measure import KINDS, SEVERITIES, SIZES, parts_of
 from dynamixer.study.pages import blocks, contrasts, lines_of, sentence, write_page
 from dynamixer.study.results import Results
 from dynamixer.study.rows import Run, config_of, protocol, runs
+from dynamixer.study.statistics import paired
 from dynamixer.study.words import NOTHING
 
 ROOT = Path(__file__).parents[2]
@@ -100,9 +101,28 @@ def test_the_main_comparisons_are_corrected(tmp_path):
     results = made_up(tmp_path, {"static": 58.0, "static_plain": 60.0, "dynamic_plain": 63.0}, runs(1))
     first, second, third = contrasts("cifar10", results).splitlines()[2:]
     assert first.startswith("- dynamic against static matrices, with the softmax: +1.99 [")
-    assert first.endswith("settled; the paper has +1.2, this agrees")
-    assert "over 5 seeds, p < 0.001: settled" in second
+    assert first.endswith("p < 0.001, settled; the paper has +1.2, this agrees")
+    assert second.endswith("over 5 seeds: p < 0.001, settled")
     assert third.startswith("- without against with the softmax, dynamic matrices: +3.01 [")
+
+
+def test_what_the_correction_does_not_bear_out_is_not_settled(tmp_path):
+    some = [run for run in runs(1) if run.seed < 3 and run.row in ("dynamic", "static")]
+    results = made_up(tmp_path, {"static": 59.5}, some)
+    for line in results.lines["runs"]:
+        line["test_top1"] += (0.15, -0.18, 0.0)[line["seed"]] * (line["row"] == "static")
+    assert paired(results.tops("cifar10", "dynamic"), results.tops("cifar10", "static")).sign == 1
+    first, second, third = contrasts("cifar10", results).splitlines()[2:]
+    assert "points over 3 of 5 seeds: p 0.0" in first
+    assert first.endswith("not settled; the paper has +1.2, this leaves it open")
+    assert all(line.endswith("not yet run") for line in (second, third))
+
+
+def test_a_published_difference_of_nothing_is_not_judged(tmp_path):
+    (line,) = (
+        v for v in lines_of(3, "cifar10", made_up(tmp_path, {"reduced_8": 70.0}, runs(3))) if v.row == "reduced_8"
+    )
+    assert (line.paper, line.difference.sign, line.verdict) == (0.0, 1, NOTHING)
 
 
 def test_beyond_the_paper(tmp_path):
@@ -134,6 +154,8 @@ def test_pictures_are_written_once_and_again_when_they_change(tmp_path):
 def test_a_page_without_a_place_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match=r"there is no .*evidence.md: --pages takes the folder of the page"):
         write_page(tmp_path, Results(tmp_path))
-    (tmp_path / "evidence.md").write_text("<!-- study: plan -->\n<!-- end -->\n")
+    (tmp_path / "evidence.md").write_text(
+        "".join(f"<!-- study: {mark} -->\n<!-- end -->\n" for mark in ("state", "plan"))
+    )
     with pytest.raises(UserError, match="has no place for the study's part 1"):
         write_page(tmp_path, Results(tmp_path))

@@ -18,6 +18,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda, mps or xpu."
 )
+size_option = click.option(
+    "--size", type=click.IntRange(min=1), help="Picture size in pixels  [default: the one trained at]"
+)
 fast_option = click.option(
     "--fast", is_flag=True, help="Run the quickest way on this machine's processor; the first time takes a minute."
 )

@@ -5,14 +5,14 @@ from typing import Any
 
 import click
 
-from dynamixer.cli.common import EXIT_CODES, device_option, fast_option, json_option, print_result
+from dynamixer.cli.common import EXIT_CODES, device_option, fast_option, json_option, print_result, size_option
 
 
 @click.command(name="eval", epilog=EXIT_CODES)
 @click.argument("model")
 @click.option("--data", metavar="D", required=True, help="Folder, Parquet or tar files, or data set name.")
 @click.option("--split", metavar="SPLIT", help="train, val or test [default: the first there is of test, val, train].")
-@click.option("--size", type=click.IntRange(min=1), help="Picture size in pixels [default: the one trained at].")
+@size_option
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that decode.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16", "fp64"]), default="fp32", show_default=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from dynamixer.cli.common import EXIT_CODES, device_option, json_option, model_option, print_result
+from dynamixer.cli.common import EXIT_CODES, device_option, json_option, model_option, print_result, size_option
 
 
 class _Numbers(click.ParamType[tuple[int, ...]]):
@@ -52,7 +52,7 @@ class _Numbers(click.ParamType[tuple[int, ...]]):
     help="Folder of pictures, or any data that `dynamixer eval` takes, over which to measure how much the mixing changes.",
 )
 @click.option("--limit", type=click.IntRange(min=2), default=256, show_default=True, help="At most so many of them.")
-@click.option("--size", type=click.IntRange(min=1), help="Picture size in pixels [default: the one trained at].")
+@size_option
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @device_option
 @json_option

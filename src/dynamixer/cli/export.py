@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from dynamixer.cli.common import EXIT_CODES, json_option, print_result
+from dynamixer.cli.common import EXIT_CODES, json_option, print_result, size_option
 
 
 @click.command(epilog=EXIT_CODES)
@@ -26,7 +26,7 @@ from dynamixer.cli.common import EXIT_CODES, json_option, print_result
     help="What may differ from call to call; all: batch, height and width.  [default: batch]",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), help="The one batch size of --dynamic none.  [default: 1]")
-@click.option("--size", type=click.IntRange(min=1), help="Picture size in pixels  [default: the one trained at]")
+@size_option
 @click.option(
     "--data",
     metavar="PATH",

@@ -15,6 +15,7 @@ from dynamixer.cli.common import (
     json_option,
     model_option,
     print_result,
+    size_option,
 )
 
 
@@ -24,6 +25,7 @@ from dynamixer.cli.common import (
 @click.option("--hub", metavar="OWNER/NAME", help="The same as --model hf-hub:OWNER/NAME.")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes for each picture.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@size_option
 @click.option(
     "--sheet", metavar="PNG", type=click.Path(path_type=Path), help="Draw the pictures and classes in one PNG."
 )

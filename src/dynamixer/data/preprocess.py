@@ -69,8 +69,10 @@ class Preprocessing:
             crop_pct=cfg["crop_pct"],
         )
 
-    def at(self, size: int | tuple[int, int]) -> "Preprocessing":
-        """The same for another picture size in pixels."""
+    def at(self, size: int | tuple[int, int] | None) -> "Preprocessing":
+        """The same for another picture size in pixels, or for None as it is."""
+        if size is None:
+            return self
         return replace(self, size=(size, size) if isinstance(size, int) else size)
 
     @classmethod

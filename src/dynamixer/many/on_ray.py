@@ -22,7 +22,7 @@ class Worker:
         checkpoint = load(path, device=device)
         if fingerprint(checkpoint) != job.model:
             raise UserError(f"{path} on this node is another model than on the one that started the job.")
-        self.slices = Slices(pictures, checkpoint.preprocessing, job.batch_size)
+        self.slices = Slices(pictures, checkpoint.preprocessing.at(job.size), job.batch_size)
         self.predictor = Predictor(checkpoint, torch.device(device), job.top, job.embeddings)
         self.job = job
 

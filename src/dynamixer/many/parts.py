@@ -34,6 +34,7 @@ WORDS = {
     "top": "another --top",
     "embeddings": "another --embeddings",
     "batch_size": "another --batch-size",
+    "size": "another --size",
     "part": "another version of dynamixer",
     "format": "another version of dynamixer",
 }
@@ -49,6 +50,7 @@ class Job:
     top: int
     embeddings: bool
     batch_size: int
+    size: int | None  # of pictures in pixels, if not the one trained at
     part: int  # pictures in a part, whole batches
     format: int = 1
 

@@ -125,6 +125,7 @@ def predict_many(
     top: int = 5,
     embeddings: bool = False,
     batch_size: int = 32,
+    size: int | None = None,
     workers: int = 0,
     device: str = "auto",
     engine: str = "local",
@@ -143,6 +144,7 @@ def predict_many(
         top: how many classes to give for each picture, or all where there are fewer.
         embeddings: also write what the classifier reads of each picture, float32.
         batch_size: pictures at a time.
+        size: picture size in pixels, if not the one trained at.
         workers: processes that decode (`engine="local"`); they change nothing in the output.
         device: auto, cpu, cuda, mps or xpu.
         engine: "local", or "ray" for Ray Data on the cluster that RAY_ADDRESS names, or this machine. Model and pictures
@@ -169,6 +171,7 @@ def predict_many(
         top=min(top, len(checkpoint.classes)),
         embeddings=embeddings,
         batch_size=batch_size,
+        size=size,
         part=batch_size * max(1, PART // batch_size),
     )
     parts = Parts(out, job)
@@ -217,7 +220,7 @@ def _compute(
     pictures: Pictures, checkpoint: Checkpoint, job: Job, missing: list[int], device: torch.device, workers: int
 ) -> Iterator[tuple[int, pa.Table]]:
     """The missing parts, in order, decoded by workers of this machine."""
-    slices = Slices(pictures, checkpoint.preprocessing, job.batch_size)
+    slices = Slices(pictures, checkpoint.preprocessing.at(job.size), job.batch_size)
     predictor = Predictor(checkpoint, device, job.top, job.embeddings)
     order: Any = [numbers for part in missing for numbers in job.slices(part)]
     loader: DataLoader[Batch] = DataLoader(

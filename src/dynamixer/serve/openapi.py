@@ -12,12 +12,14 @@ REFUSALS = {
     401: "A token is asked for and was not given.",
     403: "The request comes from a page of another site.",
     404: "There is no such thing.",
+    405: "The method is not one that the address takes.",
     408: "The body did not arrive in time.",
     413: "The body or the picture is larger than what is accepted.",
     415: "The body's type or the picture's format is not one of those accepted.",
     421: "The server does not answer under this host name.",
     422: "The request or the picture cannot be used; the sentence says why.",
     429: "Too many requests are waiting.",
+    500: "The server failed at the request; its log says how.",
     503: "Not ready, stopping, out of time or of memory.",
 }
 ALWAYS = (400, 401, 421)

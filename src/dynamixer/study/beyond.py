@@ -85,7 +85,7 @@ def _less_data(results: Results) -> tuple[str, dict[str, Picture]]:
     text = (
         f"Top-1 in % after about {count:,} steps, whatever the number of pictures.\n\n"
         f"{_table(['row', *(f'{s} %' for s in SHARES)], lines)}\n\n![{picture.caption}](images/{name})\n\n"
-        f"Dynamic less static, with the softmax, {says}."
+        f"Dynamic less static, with the softmax, {says}. Static matrices without the softmax were not trained on less."
     )
     return _part(heading, text), {name: picture}
 
@@ -107,12 +107,15 @@ def _other_sizes(results: Results) -> tuple[str, dict[str, Picture]]:
     table = _table(
         ["row", *(f"{s} px" for s in sizes)], [[ROWS[row].label, *_cells(v, sizes)] for row, v in found.items()]
     )
-    worst = "; ".join(
-        _against(f"at {size} px", found["dynamic"][float(size)], found["static"][float(size)]) for size in (24, 48)
+    pairs = {"with the softmax": ("dynamic", "static"), "without it": ("dynamic_plain", "static_plain")}
+    says = "; ".join(
+        _against(f"{words}, at {size} px", found[a][float(size)], found[b][float(size)])
+        for words, (a, b) in pairs.items()
+        for size in (24, 48)
     )
     text = (
         f"Top-1 in %, trained at {NATIVE} px only; the pictures are scaled, which adds no detail to them.\n\n{table}\n\n"
-        f"![{picture.caption}](images/{name})\n\nDynamic less static, with the softmax, {worst}."
+        f"![{picture.caption}](images/{name})\n\nDynamic less static, {says}."
     )
     return _part(heading, text), {name: picture}
 
@@ -176,16 +179,14 @@ def _depth(results: Results, dataset: str) -> tuple[str, dict[str, Picture]]:
     name = f"evidence-6-depth{'' if dataset == 'cifar10' else f'-{dataset}'}.png"
     title = "Part of the matrices that changes with the picture"
     picture = series(title, "block", "dynamic, 0 to 1", _values(figures["dynamic"]))
-    found = whole["dynamic"]
-    most, least = max(found, key=lambda row: found[row]), min(found, key=lambda row: found[row])
     head = ["row", *(f"block {b}" for b in blocks), *(f"{key}, all" for key in keys)]
     text = (
         f"Over {PICTURES} test pictures, means over rows and columns of the grid and over seeds: the part of what tells the\n"
         "matrices apart from plain averaging that changes with the picture (`dynamic`, by block and over all), how far a weight\n"
-        "usually moves in units of an even weight (`change`), and how even the weights are (`entropy`, 1 for even).\n\n"
-        f"{_table(head, table)}\n\n![{picture.caption}](images/{name})\n\n"
-        f"Averaged over blocks, most of it changes with the picture for {ROWS[most].label} ({found[most]:.2f}), least for "
-        f"{ROWS[least].label} ({found[least]:.2f})."
+        "usually moves in units of an even weight (`change`), and how even the weights' sizes are (`entropy`, 1 for even).\n"
+        "Without the softmax rows need not sum to 1, and how their sums change counts too: compare rows with the softmax, or\n"
+        "rows without it.\n\n"
+        f"{_table(head, table)}\n\n![{picture.caption}](images/{name})"
     )
     return _part(heading, text), {name: picture}
 

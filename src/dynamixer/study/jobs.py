@@ -75,7 +75,7 @@ def place_of(folders: dict[str, str | None], work: Path, corrupted: Path | None)
         found = [root / name for name in ("test.parquet", "val.parquet") if (root / name).is_file()]
         test[dataset] = str(found[0]) if found else _spelled(data)
         split, _ = open_data(test[dataset]).for_evaluation()
-        if train[dataset] == test[dataset] and split in ("all", "train"):
+        if train[dataset] == test[dataset] and split != "test":  # what is called val would be held out
             raise UserError(f"{data} has no test pictures: a folder with train.parquet and test.parquet is expected.")
     if corrupted is not None:
         check_corrupted(corrupted)

@@ -99,7 +99,7 @@ def _accuracy(checkpoint: Checkpoint, test: str, precision: str, size: int | Non
     """Top-1 in percent and mean cross-entropy."""
     _, source = open_data(test).for_evaluation()
     source = match_classes(source, checkpoint)
-    preprocessing = checkpoint.preprocessing if size is None else checkpoint.preprocessing.at(size)
+    preprocessing = checkpoint.preprocessing.at(size)
     loader = evaluation_loader(EvaluationPictures(source, preprocessing), BATCH, 0)
     classes, title = len(checkpoint.classes), f"{Path(test).name}{f' at {size} px' if size else ''}"
     found = measure(

@@ -9,8 +9,8 @@ from dynamixer.files import write_text
 from dynamixer.study import beyond
 from dynamixer.study.figures import Bar, Picture, comparison, write_pictures
 from dynamixer.study.results import Results
-from dynamixer.study.rows import BASE, BEYOND, DATASETS, MAIN, ROWS, TABLES, pictures_of, runs
-from dynamixer.study.statistics import Difference, Spread, holm, paired, spread
+from dynamixer.study.rows import BASE, BEYOND, DATASETS, MAIN, MAIN_SEEDS, ROWS, SEEDS, TABLES, pictures_of, runs
+from dynamixer.study.statistics import CONFIDENCE, Difference, Spread, holm, paired, spread
 from dynamixer.study.words import NOTHING, interval_text, share_of, signed, spread_text
 
 # The comparisons named before the runs, with the paper's difference: one row less another.
@@ -38,8 +38,8 @@ class Line:
 
     @property
     def verdict(self) -> str:
-        """Whether the difference is on the paper's side of zero."""
-        if self.row == BASE or self.difference is None or self.paper is None:
+        """Whether the difference is on the paper's side of zero, if that has one."""
+        if self.row == BASE or self.difference is None or not self.paper:
             return NOTHING
         if not self.difference.sign:
             return "one seed" if self.difference.low is None else "not settled"
@@ -123,28 +123,29 @@ def _labels(lines: list[Line]) -> str:
 
 
 def contrasts(dataset: str, results: Results) -> str:
-    """The comparisons named before the runs; on CIFAR-10, where they are the main ones, corrected by Holm."""
+    """The comparisons named before the runs, corrected by Holm for all of them; those without a p-value yet count as 1."""
     found = [
         (words, paper, paired(results.tops(dataset, a), results.tops(dataset, b))) for a, b, words, paper in CONTRASTS
     ]
     if not any(difference for *_, difference in found):
         return ""
-    corrected = iter(holm([d.p for *_, d in found if d is not None and d.p is not None]))
+    corrected = holm([1.0 if d is None or d.p is None else d.p for *_, d in found])
+    planned = MAIN_SEEDS if dataset == "cifar10" else SEEDS
     out = []
-    for words, paper, d in found:
+    for (words, paper, d), p in zip(found, corrected, strict=True):
         if d is None:
             out.append(f"- {words}: not yet run")
             continue
-        p = f", p {_p(next(corrected))}" if d.p is not None else ""
-        says = "by one seed" if d.low is None else ("", "settled", "settled")[d.sign] or "not settled"
+        settled = d.p is not None and p < 1 - CONFIDENCE
+        says = "by one seed" if d.p is None else f"p {_p(p)}, {'settled' if settled else 'not settled'}"
         of_paper = ""
         if paper is not None:
-            agrees = "agrees" if d.sign * paper > 0 else "disagrees" if d.sign else "leaves it open"
+            agrees = "leaves it open" if not settled else "agrees" if d.mean * paper > 0 else "disagrees"
             of_paper = f"; the paper has {signed(paper, 1)}, this {agrees}"
-        out.append(
-            f"- {words}: {interval_text(d)} points over {d.seeds} seed{'s' * (d.seeds > 1)}{p}: {says}{of_paper}"
-        )
-    return "\n".join(["Main comparisons, p-values corrected by Holm's method:", "", *out])
+        so_far = f" of {planned}" if d.seeds < planned else ""
+        seeds = f"{d.seeds}{so_far} seed{'s' * (max(d.seeds, planned * bool(so_far)) > 1)}"
+        out.append(f"- {words}: {interval_text(d)} points over {seeds}: {says}{of_paper}")
+    return "\n".join(["Main comparisons, p-values corrected by Holm's method, 95 % intervals not:", "", *out])
 
 
 def plan() -> str:
@@ -164,7 +165,11 @@ def plan() -> str:
 
 def blocks(results: Results) -> tuple[dict[str, str], dict[str, Picture]]:
     """The generated parts of the page by their marks, and the pictures that they show by file name."""
-    text, pictures = {"plan": plan()}, {}
+    done, all_of_it = share_of(results, runs())
+    state = (
+        "All runs are done." if done == all_of_it else f"{done} of {all_of_it} runs are done; what is missing says so."
+    )
+    text, pictures = {"state": state, "plan": plan()}, {}
     for number in TABLES:
         parts = []
         for dataset in ("cifar10", "imagenette") if number == 1 else ("cifar10",):

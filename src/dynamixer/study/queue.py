@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dynamixer.errors import RunError, UserError
 from dynamixer.files import reason, write_text
 from dynamixer.logs import log
+from dynamixer.native import computes_in_bf16
 from dynamixer.progress import Meter, progress
 from dynamixer.study.jobs import Job, Place, jobs_left, rows_of
 from dynamixer.study.results import COLUMNS, Line, Results
@@ -244,11 +247,12 @@ def cores() -> int:
 
 
 def cpu_name() -> str:
-    """The processor, as the system calls it."""
+    """The processor, as the system calls it, and whether it computes in bf16 itself, or else how it does in fp32."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+                name = line.partition(":")[2].strip()
+                return f"{name} ({'bf16' if computes_in_bf16() else torch.backends.cpu.get_cpu_capability()})"
     return platform.processor() or platform.machine()
 
 
