@@ -34,6 +34,8 @@ NAMES = {
     "plain": "the published layout",
     "rows": "matrices by (output, input): their softmax over the last axis",
     "shares": "and the softmax over branches along channels",
+    "copies": "and the column branch's tokens copied before and after",
+    "means": "and the mean of each branch by itself",
     "ours": "our model, without its kernels",
 }
 
@@ -53,13 +55,20 @@ class _Turned(_Operation):
 class _ByBranch(_Block):
     """Rows of the reweighting by (branch, channel)."""
 
+    copies = means = False
+
     def forward(self, x: Tensor) -> Tensor:
         images, height, width, channels = x.shape
         turned = x.permute(0, 2, 1, 3).reshape(images * width, height, channels)
         column = self.column(turned).reshape(images, width, height, channels).permute(0, 2, 1, 3)
+        if self.copies:
+            column = column.contiguous()
         row = self.row(x.reshape(images * height, width, channels)).reshape(x.shape)
         channel = self.channel(x)
-        mean = (column + row + channel).flatten(1, 2).mean(1)
+        if self.means:
+            mean = column.mean((1, 2)) + row.mean((1, 2)) + channel.mean((1, 2))
+        else:
+            mean = (column + row + channel).flatten(1, 2).mean(1)
         logits = self.reweight.fc2(F.gelu(self.reweight.fc1(mean))).reshape(images, 3, 1, 1, channels)
         of_column, of_row, of_channel = F.softmax(logits, dim=1).unbind(1)
         return self.project(column * of_column + row * of_row + channel * of_channel)
@@ -79,6 +88,11 @@ def variants(model: DynaMixer) -> dict[str, nn.Module]:
         if isinstance(part, _Block):
             _swap(part.reweight.fc2, part.project.out_features, 3)
             part.__class__ = _ByBranch
+    for name, before in (("copies", "shares"), ("means", "copies")):
+        made[name] = copy.deepcopy(made[before])
+        for part in made[name].modules():
+            if isinstance(part, _Block):
+                setattr(part, name, True)
     return made | {"ours": model}
 
 
@@ -106,7 +120,7 @@ def measure() -> dict[str, Any]:
         steps[f"{key}, compiled"] = TrainingStep(compiled, pictures, autocast_of("bf16"))
     taken = in_turn(steps, rounds=ROUNDS)
     rows = []
-    for key in NAMES:
+    for key in made:
         compiled_seconds = taken[f"{key}, compiled"]
         low, middle, high = ratio(taken[key], compiled_seconds)
         own = statistics.median(_loops(steps[f"{key}, compiled"]) for _ in range(ROUNDS))
