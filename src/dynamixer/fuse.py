@@ -1,10 +1,19 @@
 """A layer as the C++ kernels take it."""
 
+from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynamixer.ops.layer import Axis, Plan
+
+
+def parts_of(module: nn.Module) -> Iterator[nn.Module]:
+    """All within a module, as `modules()` without the names that it makes: this is asked in every pass."""
+    for part in module._modules.values():
+        if part is not None:
+            yield part
+            yield from parts_of(part)
 
 
 def plan_of(layer: Any) -> tuple[Plan, list[Tensor]]:

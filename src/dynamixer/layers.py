@@ -3,6 +3,7 @@
 Letters: B images, H W grid of tokens, C channels, L native line length, K a line's real length, S segments, d reduced width.
 """
 
+from types import NoneType
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynamixer.errors import UserError
-from dynamixer.fuse import plan_of
+from dynamixer.fuse import parts_of, plan_of
 from dynamixer.mixing import Generator, Mixing
 from dynamixer.native import computes_in_bf16
 from dynamixer.ops import DenseWeights, DynamicWeights, StaticWeights, Weights, batched_mixing, mixing_matrices
@@ -262,11 +263,13 @@ class MixerLayer(nn.Module):
         for axis, one in axes.items():
             if one is not None and (why := why_not_fused(x, one.weights(), axis=axis, length=one.length)):
                 return why
-        parts = [*self.modules()][1:]
-        if not {type(part) for part in parts} <= _PARTS or any(type(p) is not nn.Parameter for p in self.parameters()):
-            return "a part of it was replaced"
-        if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
-            return "a part of it has a hook"
+        for part in parts_of(self):
+            if type(part) not in _PARTS or any(
+                type(p) not in (nn.Parameter, NoneType) for p in part._parameters.values()
+            ):
+                return "a part of it was replaced"
+            if part._forward_hooks or part._forward_pre_hooks:
+                return "a part of it has a hook"
         return why_not_layer(x)
 
 

@@ -71,7 +71,9 @@ def forward(
     )
     mixed = [ops.mix(normed, *_mixing(axis, reduced, w, generated)) for axis in plan.axes]
     read = [*mixed, normed] if plan.channel else mixed
-    shares = _shares(plan, ops.means(read), w) if plan.reweight else x.new_ones(len(x), len(read), x.shape[3]).float()
+    shares = (
+        _shares(plan, ops.means(read), w).value if plan.reweight else x.new_ones(len(x), len(read), x.shape[3]).float()
+    )
     out, sums, after, hidden = ops.tail(
         x,
         read,
@@ -177,28 +179,51 @@ def _biases(plan: Plan, w: dict[str, Tensor]) -> list[Tensor]:
     return [w.get(f"{name}.project.bias", torch.zeros_like(w["norm1.bias"])) for name in plan.branches]
 
 
-def _shares(plan: Plan, means: Tensor, w: dict[str, Tensor]) -> Tensor:
-    """The reweighting from the means of what the branches project: [B, branches, C] -> the same."""
+class _Shares(NamedTuple):
+    """The reweighting and what it went through, all fp32."""
+
+    mean: Tensor  # of the sum of the projected branches [B, C]
+    before: Tensor  # hidden, before its GELU
+    hidden: Tensor
+    value: Tensor  # [B, branches, C], sums over branches are 1
+
+
+def _shares(plan: Plan, means: Tensor, w: dict[str, Tensor]) -> _Shares:
+    """The reweighting from the means of what the branches project, [B, branches, C]."""
     with torch.autocast("cpu", enabled=False):
         projected = [
             F.linear(means[:, i], w[f"{name}.project.weight"], w.get(f"{name}.project.bias"))
             for i, name in enumerate(plan.branches)
         ]
         mean = torch.stack(projected).sum(0)
-        hidden = F.gelu(F.linear(mean, w["reweight.fc1.weight"], w["reweight.fc1.bias"]))
+        before = F.linear(mean, w["reweight.fc1.weight"], w["reweight.fc1.bias"])
+        hidden = F.gelu(before)
         logits = F.linear(hidden, w["reweight.fc2.weight"], w["reweight.fc2.bias"])
         by_branch = logits.unflatten(-1, (-1, len(plan.branches))).movedim(-1, 1).contiguous()
-        return by_branch.softmax(1)  # over an axis that is not the last one it runs along whole vectors
+        value = by_branch.softmax(1)  # over an axis that is not the last one it runs along whole vectors
+    return _Shares(mean, before, hidden, value)
 
 
 def _shares_grads(plan: Plan, means: Tensor, w: dict[str, Tensor], grad: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The gradients of `_shares`, of the means and of each weight."""
-    names = [n for n in w if n.startswith("reweight.") or n.endswith((".project.weight", ".project.bias"))]
-    with torch.enable_grad():
-        given = {name: w[name].detach().requires_grad_() for name in names}
-        means = means.detach().requires_grad_()
-        found = torch.autograd.grad(_shares(plan, means, given), [means, *given.values()], grad)
-    return found[0], dict(zip(names, found[1:], strict=True))
+    mean, before, hidden, value = _shares(plan, means, w)
+    with torch.autocast("cpu", enabled=False):
+        weighed = grad * value
+        logits = (weighed - value * weighed.sum(1, keepdim=True)).movedim(1, -1).flatten(1)
+        inner = torch.ops.aten.gelu_backward(logits @ w["reweight.fc2.weight"], before)
+        outer = inner @ w["reweight.fc1.weight"]
+        grads = {
+            "reweight.fc1.weight": inner.T @ mean,
+            "reweight.fc1.bias": inner.sum(0),
+            "reweight.fc2.weight": logits.T @ hidden,
+            "reweight.fc2.bias": logits.sum(0),
+        }
+        shift = outer.sum(0)
+        for i, name in enumerate(plan.branches):
+            grads[f"{name}.project.weight"] = outer.T @ means[:, i]
+            if f"{name}.project.bias" in w:
+                grads[f"{name}.project.bias"] = shift
+        return torch.stack([outer @ w[f"{name}.project.weight"] for name in plan.branches], 1), grads
 
 
 def kind_of(x: Tensor) -> torch.dtype:
@@ -240,7 +265,7 @@ class Packed:
 
 def complete(plan: Plan, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """All weights in fp32, with the reductions of all axes side by side, their bias padded to whole vectors."""
-    w = {name: value.detach().float() for name, value in weights.items()}
+    w = {name: value.float() for name, value in weights.items()}
     generated = [axis.name for axis in plan.axes if axis.dynamic]
     if generated:
         w["reduce.weight"] = torch.cat([w[f"{name}.reduce.weight"] for name in generated])
