@@ -70,6 +70,18 @@ def test_the_kernels_give_the_models_answers_for_any_batch_and_without_a_file(mo
     assert not cache.exists()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"reweight": False}, {"row": False}, {"channel": False}, {"shared": True}, {"generator": "static"}],
+    ids=str,
+)
+def test_the_kernels_freeze_every_block(options, pictures, cache):
+    made = timm.create_model("dynamixer_nano", img_size=16, depths=(1, 1), dims=(32, 64), segments=4, **options)
+    other = sharpen(made).eval()
+    with torch.no_grad():
+        assert error(optimize(other, pictures, way="kernel", precision="fp32")(pictures), other(pictures)) < 1e-4
+
+
 def test_the_kernels_frozen_weights_are_those_of_the_moment(model, pictures, cache):
     changed = copy.deepcopy(model)
     fast = optimize(changed, pictures, way="kernel", precision="fp32")

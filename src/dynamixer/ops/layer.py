@@ -71,15 +71,18 @@ def forward(
     )
     mixed = [ops.mix(normed, *_mixing(axis, reduced, w, generated)) for axis in plan.axes]
     read = [*mixed, normed] if plan.channel else mixed
-    shares = (
-        _shares(plan, ops.means(read), w).value if plan.reweight else x.new_ones(len(x), len(read), x.shape[3]).float()
-    )
+    if not plan.reweight:
+        shares = x.new_ones(len(x), len(read), x.shape[3]).float()
+    elif "reweight.inner.weight" in w:
+        shares = _folded_shares(ops.means(read), w)
+    else:
+        shares = _shares(plan, ops.means(read), w).value
     out, sums, after, hidden = ops.tail(
         x,
         read,
         shares,
         [packs(f"{name}.project", False) for name in plan.branches],
-        _biases(plan, w),
+        [w[f"{name}.project.bias"] for name in plan.branches],
         packs("project", False),
         w["project.bias"],
         w["norm2.weight"],
@@ -109,7 +112,7 @@ def backward(
         read,
         kept.shares,
         [w[f"{name}.project.weight"] for name in plan.branches],
-        _biases(plan, w),
+        [w[f"{name}.project.bias"] for name in plan.branches],
         kept.sums,
         kept.after,
         kept.hidden,
@@ -174,11 +177,6 @@ def _mixing(axis: Axis, reduced: Tensor, w: dict[str, Tensor], generated: list[A
     return features, w[f"{axis.name}.generate.weight"], w[f"{axis.name}.generate.bias"], *options
 
 
-def _biases(plan: Plan, w: dict[str, Tensor]) -> list[Tensor]:
-    """Of each branch; the channel's are zero."""
-    return [w.get(f"{name}.project.bias", torch.zeros_like(w["norm1.bias"])) for name in plan.branches]
-
-
 class _Shares(NamedTuple):
     """The reweighting and what it went through, all fp32."""
 
@@ -192,7 +190,7 @@ def _shares(plan: Plan, means: Tensor, w: dict[str, Tensor]) -> _Shares:
     """The reweighting from the means of what the branches project, [B, branches, C]."""
     with torch.autocast("cpu", enabled=False):
         projected = [
-            F.linear(means[:, i], w[f"{name}.project.weight"], w.get(f"{name}.project.bias"))
+            F.linear(means[:, i], w[f"{name}.project.weight"], w[f"{name}.project.bias"])
             for i, name in enumerate(plan.branches)
         ]
         mean = torch.stack(projected).sum(0)
@@ -202,6 +200,30 @@ def _shares(plan: Plan, means: Tensor, w: dict[str, Tensor]) -> _Shares:
         by_branch = logits.unflatten(-1, (-1, len(plan.branches))).movedim(-1, 1).contiguous()
         value = by_branch.softmax(1)  # over an axis that is not the last one it runs along whole vectors
     return _Shares(mean, before, hidden, value)
+
+
+def folded(plan: Plan, w: dict[str, Tensor]) -> dict[str, Tensor]:
+    """For weights that no longer change: what lies before the reweighting's GELU as one layer, for all means side by side, and
+    after it rows by (branch, channel).
+    """
+    if not plan.reweight:
+        return {}
+    inner, branches = w["reweight.fc1.weight"], plan.branches
+    turned = (
+        w[f"reweight.fc2.{kind}"].unflatten(0, (-1, len(branches))).transpose(0, 1) for kind in ("weight", "bias")
+    )
+    outer = dict(zip(("reweight.outer.weight", "reweight.outer.bias"), (t.flatten(0, 1) for t in turned), strict=True))
+    shift = torch.stack([w[f"{name}.project.bias"] for name in branches]).sum(0)
+    return outer | {
+        "reweight.inner.weight": torch.cat([inner @ w[f"{name}.project.weight"] for name in branches], 1),
+        "reweight.inner.bias": w["reweight.fc1.bias"] + inner @ shift,
+    }
+
+
+def _folded_shares(means: Tensor, w: dict[str, Tensor]) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        hidden = F.gelu(F.linear(means.flatten(1), w["reweight.inner.weight"], w["reweight.inner.bias"]))
+        return F.linear(hidden, w["reweight.outer.weight"], w["reweight.outer.bias"]).view_as(means).softmax(1)
 
 
 def _shares_grads(plan: Plan, means: Tensor, w: dict[str, Tensor], grad: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -221,8 +243,7 @@ def _shares_grads(plan: Plan, means: Tensor, w: dict[str, Tensor], grad: Tensor)
         shift = outer.sum(0)
         for i, name in enumerate(plan.branches):
             grads[f"{name}.project.weight"] = outer.T @ means[:, i]
-            if f"{name}.project.bias" in w:
-                grads[f"{name}.project.bias"] = shift
+            grads[f"{name}.project.bias"] = shift
         return torch.stack([outer @ w[f"{name}.project.weight"] for name in plan.branches], 1), grads
 
 
@@ -264,13 +285,15 @@ class Packed:
 
 
 def complete(plan: Plan, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All weights in fp32, with the reductions of all axes side by side, their bias padded to whole vectors."""
+    """All weights in fp32; the reductions of all axes side by side, their bias padded to whole vectors; a bias of each branch."""
     w = {name: value.float() for name, value in weights.items()}
     generated = [axis.name for axis in plan.axes if axis.dynamic]
     if generated:
         w["reduce.weight"] = torch.cat([w[f"{name}.reduce.weight"] for name in generated])
         bias = torch.cat([w[f"{name}.reduce.bias"] for name in generated])
         w["reduce.bias"] = F.pad(bias, (0, -len(bias) % torch.ops.dynamixer.lanes()))
+    if plan.channel:  # it has none
+        w["channel.project.bias"] = torch.zeros_like(w["norm1.bias"])
     return w
 
 

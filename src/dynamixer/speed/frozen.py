@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from dynamixer.errors import UserError
 from dynamixer.fuse import plan_of
 from dynamixer.layers import MixerLayer
-from dynamixer.ops.layer import Packed, complete, forward
+from dynamixer.ops.layer import Packed, complete, folded, forward
 
 
 def freeze(model: nn.Module, kind: torch.dtype, *, int8: bool) -> nn.Module:
@@ -26,6 +26,7 @@ class _Frozen(nn.Module):
         self.layer, self.kind = layer, kind
         self.plan, parameters = plan_of(layer)
         self.weights = complete(self.plan, dict(zip(self.plan.names, parameters, strict=True)))
+        self.weights |= folded(self.plan, self.weights)
         self.packs = Packed(self.weights, kind, bytes=int8)
         self.known = set[tuple[int, ...]]()  # shapes for which it is known that it works
 
