@@ -50,7 +50,7 @@ ALLOWED = {
     "ops": {"native", "errors"},
     "mixing": {"errors"},
     "fuse": {"ops"},
-    "layers": {"fuse", "mixing", "ops", "errors"},
+    "layers": {"fuse", "mixing", "ops", "native", "errors"},
     "models": {"layers", "mixing", "ops", "errors", "files", "data.preprocess"},
     "data": {"errors", "logs", "files", "progress"},
 }
