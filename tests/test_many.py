@@ -85,6 +85,16 @@ def both(out):
     return out.read_bytes(), out.with_suffix(".bad.jsonl").read_bytes()
 
 
+def test_another_size_is_read_with_the_same_weights(folder, model, tmp_path):
+    out = run(folder, model, tmp_path / "p.parquet", size=24).out
+    rows = pq.read_table(out, columns=["picture", "probability"]).to_pylist()
+    expected = dynamixer.predict([row["picture"] for row in rows], model, device="cpu", size=24).results
+    own = dynamixer.predict([row["picture"] for row in rows], model, device="cpu").results
+    found = np.array([row["probability"] for row in rows])
+    assert np.allclose(found, [one.top[0].probability for one in expected], atol=1e-5)
+    assert not np.allclose(found, [one.top[0].probability for one in own], atol=1e-3)
+
+
 def test_each_picture_has_a_row_with_the_models_answer(folder, model, tmp_path):
     done = run(folder, model, tmp_path / "p.parquet", top=9)
     rows = pq.read_table(done.out)

@@ -101,12 +101,12 @@ def reproduce(
         ]
         print_result(as_json, {"times": found.times}, "\n".join(lines))
         return
-    place = place_of({"cifar10": cifar10, "imagenette": imagenette}, work, corrupted)
     wanted = [run for run in runs(table) if fnmatchcase(str(run), only or "*")]
     if not wanted:
         raise UserError(
             f"--only {only} fits no run{'' if table is None else ' of this table'}: they are called like {runs(table)[0]}."
         )
+    place = place_of({"cifar10": cifar10, "imagenette": imagenette}, work, corrupted)
     outcome = queue.study(place, results, wanted, minutes=minutes, side_by_side=side_by_side, words=words)
     print_result(as_json, outcome.to_dict(), outcome.text())
     if outcome.failed:

@@ -19,8 +19,7 @@ def use_kernel(model: nn.Module) -> nn.Module:
     Raises:
         UserError: no part of the model is for the kernel, or there is no compiler here.
     """
-    mixers = [part for part in model.modules() if isinstance(part, AxisMixer) and part.generator != "dense"]
-    if not mixers:
+    if not _has_work(model):
         raise UserError(
             "the C++ kernel mixes in DynaMixer blocks with dynamic or static matrices, and this model has none."
         )
@@ -34,9 +33,14 @@ def use_kernel(model: nn.Module) -> nn.Module:
 
 def kernel_if_any(model: nn.Module) -> nn.Module:
     """`use_kernel` where it can be used; else the model as it is, and why, unless nothing of it is for the kernels."""
+    if not _has_work(model):
+        return model
     try:
         return use_kernel(model)
     except UserError as error:
-        if any(isinstance(part, AxisMixer) and part.generator != "dense" for part in model.modules()):
-            log(f"without the kernels: {error}")
+        log(f"without the kernels: {error}")
         return model
+
+
+def _has_work(model: nn.Module) -> bool:
+    return any(isinstance(part, AxisMixer) and part.generator != "dense" for part in model.modules())
