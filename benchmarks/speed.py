@@ -78,10 +78,8 @@ def _tables(names: Iterable[str], told_as: Callable[[Any], str]) -> str:
     for name in names:
         found = _read(name)
         about = found["about"]
-        machine = (
-            f"{about['cores']} cores with {about['vectors']}, torch {about['torch']}, commit {found['commit'][:7]}"
-        )
-        told.append(f"`{found['command']}` ({machine}):\n\n{told_as(found)}")
+        machine = f"{about['processor']}, {about['cores']} cores with {about['vectors']}, torch {about['torch']}"
+        told.append(f"`{found['command']}` ({machine}, commit {found['commit'][:7]}):\n\n{told_as(found)}")
     return "\n\n".join(told)
 
 

@@ -69,9 +69,25 @@ def computes_in_bf16() -> bool:
 @cache
 def processor() -> str:
     """The processor's architecture and the instructions that it knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        flags = next(line.split(":", 1)[1].strip() for line in lines if line.lower().startswith(("flags", "features")))
-    except (OSError, StopIteration):
-        flags = platform.processor()
+    told = _cpuinfo()
+    flags = told.get("flags") or told.get("features") or platform.processor()
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {flags}"
+
+
+@cache
+def processor_name() -> str:
+    """The processor as the system calls it; with its family where the name is a line of products, such as AMD EPYC."""
+    told = _cpuinfo()
+    name = told.get("model name") or platform.processor() or platform.machine()
+    family = told.get("cpu family")
+    return f"{name}, family {family}" if family and not any(c.isdigit() for c in name) else name
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux tells of the first core, by lower-case names; elsewhere nothing."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    lines = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    return {name.strip().lower(): value.strip() for name, _, value in lines}

@@ -23,6 +23,7 @@ from dynamixer.layers import AxisMixer
 from dynamixer.logs import log
 from dynamixer.models import DynaMixer, count
 from dynamixer.models.checkpoint import create_model
+from dynamixer.native import processor_name
 from dynamixer.progress import progress
 from dynamixer.speed.ceiling import Shape, measure_ceiling, shapes
 from dynamixer.speed.clock import Call, in_turn, ratio
@@ -89,7 +90,7 @@ def bench(names: Sequence[str], plan: Plan) -> dict[str, Any]:
 def about() -> dict[str, Any]:
     """The machine and the versions."""
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor_name(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

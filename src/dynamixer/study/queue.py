@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import torch
 from dynamixer.errors import RunError, UserError
 from dynamixer.files import reason, write_text
 from dynamixer.logs import log
-from dynamixer.native import computes_in_bf16
+from dynamixer.native import computes_in_bf16, processor_name
 from dynamixer.progress import Meter, progress
 from dynamixer.study.jobs import Job, Place, jobs_left, rows_of
 from dynamixer.study.results import COLUMNS, Line, Results
@@ -247,13 +246,8 @@ def cores() -> int:
 
 
 def cpu_name() -> str:
-    """The processor, as the system calls it, and whether it computes in bf16 itself, or else how it does in fp32."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                return f"{name} ({'bf16' if computes_in_bf16() else torch.backends.cpu.get_cpu_capability()})"
-    return platform.processor() or platform.machine()
+    """The processor, and whether it computes in bf16 itself, or else how it does in fp32."""
+    return f"{processor_name()} ({'bf16' if computes_in_bf16() else torch.backends.cpu.get_cpu_capability()})"
 
 
 def _short(number: str) -> str:
