@@ -34,8 +34,7 @@ NAMES = {
     "plain": "the published layout",
     "rows": "matrices by (output, input): their softmax over the last axis",
     "shares": "and the softmax over branches along channels",
-    "copies": "and the column branch's tokens copied before and after",
-    "means": "and the mean of each branch by itself",
+    "asked": "and the softmax over tokens asked for in fp32, its result rounded at once, in place of what autocast does",
     "ours": "our model, without its kernels",
 }
 
@@ -43,11 +42,17 @@ NAMES = {
 class _Turned(_Operation):
     """Rows of the generator by (output, input) token."""
 
+    asked = False
+
     def forward(self, lines: Tensor) -> Tensor:
         count, length, channels = lines.shape
         reduced = self.reduce(lines).reshape(count, length, self.segments, -1)
         flat = reduced.permute(0, 2, 1, 3).reshape(count, self.segments, -1)
-        weights = F.softmax(self.generate(flat).reshape(count, self.segments, length, length), dim=-1)
+        generated = self.generate(flat).reshape(count, self.segments, length, length)
+        if self.asked:
+            weights = generated.softmax(dim=-1, dtype=torch.float32).to(generated.dtype)
+        else:
+            weights = F.softmax(generated, dim=-1)
         segments = lines.reshape(count, length, self.segments, -1).permute(0, 2, 1, 3)
         return self.project(torch.matmul(weights, segments).permute(0, 2, 1, 3).reshape(count, length, channels))
 
@@ -55,20 +60,13 @@ class _Turned(_Operation):
 class _ByBranch(_Block):
     """Rows of the reweighting by (branch, channel)."""
 
-    copies = means = False
-
     def forward(self, x: Tensor) -> Tensor:
         images, height, width, channels = x.shape
         turned = x.permute(0, 2, 1, 3).reshape(images * width, height, channels)
         column = self.column(turned).reshape(images, width, height, channels).permute(0, 2, 1, 3)
-        if self.copies:
-            column = column.contiguous()
         row = self.row(x.reshape(images * height, width, channels)).reshape(x.shape)
         channel = self.channel(x)
-        if self.means:
-            mean = column.mean((1, 2)) + row.mean((1, 2)) + channel.mean((1, 2))
-        else:
-            mean = (column + row + channel).flatten(1, 2).mean(1)
+        mean = (column + row + channel).flatten(1, 2).mean(1)
         logits = self.reweight.fc2(F.gelu(self.reweight.fc1(mean))).reshape(images, 3, 1, 1, channels)
         of_column, of_row, of_channel = F.softmax(logits, dim=1).unbind(1)
         return self.project(column * of_column + row * of_row + channel * of_channel)
@@ -88,11 +86,10 @@ def variants(model: DynaMixer) -> dict[str, nn.Module]:
         if isinstance(part, _Block):
             _swap(part.reweight.fc2, part.project.out_features, 3)
             part.__class__ = _ByBranch
-    for name, before in (("copies", "shares"), ("means", "copies")):
-        made[name] = copy.deepcopy(made[before])
-        for part in made[name].modules():
-            if isinstance(part, _Block):
-                setattr(part, name, True)
+    made["asked"] = copy.deepcopy(made["shares"])
+    for part in made["asked"].modules():
+        if isinstance(part, _Turned):
+            part.asked = True
     return made | {"ours": model}
 
 

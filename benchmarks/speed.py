@@ -1,6 +1,6 @@
 """Runs `dynamixer bench` as docs/speed.md shows it, and writes tables, goals and the roofline into the page.
 
-python benchmarks/speed.py            measure (half an hour on two cores that multiply bf16) and write
+python benchmarks/speed.py            measure (twenty minutes to half an hour on two cores that multiply bf16) and write
 python benchmarks/speed.py NAME...    measure only these, such as parts-s, and write
 python benchmarks/speed.py --page     write the page from the results that are there
 """
