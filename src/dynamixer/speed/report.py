@@ -116,7 +116,9 @@ def roofline(found: dict[str, Any], path: Path) -> None:
         for axis, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
             _draw(axis, model)
         about = found["about"]
-        figure.suptitle(f"{about['cores']} cores, {about['vectors']}, torch {about['torch']}", fontsize=9)
+        figure.suptitle(
+            f"{about['processor']}, {about['cores']} cores, {about['vectors']}, torch {about['torch']}", fontsize=9
+        )
         with whole_file(path) as temporary:
             figure.savefig(temporary, dpi=110, format="png")
 
