@@ -15,8 +15,10 @@ train() { # NAME RECIPE KEY=VALUE...
 
 case $which in
 nano)
-    train nano cifar10_nano epochs=32 lr=3e-3 warmup_epochs=1 drop_path=0 ema=0.999 holdout=0.02 precision=bf16 checkpoint_every=100
-    .venv/bin/python tools/ship.py "$runs/nano" --test "$data/test.parquet" --data CIFAR-10
+    small=(warmup_epochs=1 drop_path=0 ema=0.999 holdout=0.02 precision=bf16 checkpoint_every=100)
+    train nano cifar10_nano epochs=32 lr=3e-3 "${small[@]}"
+    train nano-2 cifar10_nano weights="$runs/nano" epochs=30 lr=2e-3 cutmix=1.0 auto_augment=rand-m5-n1-inc1 "${small[@]}"
+    .venv/bin/python tools/ship.py "$runs/nano" "$runs/nano-2" --test "$data/test.parquet" --data CIFAR-10
     ;;
 tiny)
     photographs=(batch_size=64 ema=0.998 holdout=0.05 scale=0.25 drop_path=0.05)
