@@ -147,7 +147,7 @@ def _goals() -> str:
         ("its bound: multiply-adds of static over dynamic", "", *(arithmetic(m["model"]) for m in (s, nano))),
         ("compiled training step of the published layout against it eager", "1x", *both("training", "plain, compiled")),
         ("of ours", "1x", *both("training", "eager, compiled", "eager")),
-        ("second start, seconds from the model to the first answer", "5", *(f"{m['start']['ready_to_first_answer_s']:.1f}" for m in (s, nano))),
+        ("second start: seconds from model to answer", "5", *(f"{m['start']['ready_to_first_answer_s']:.1f}" for m in (s, nano))),
     ]  # fmt: skip
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(["| | aimed at | S | nano |", "|---|---|---|---|", *lines])
