@@ -5,6 +5,10 @@
 #     tools/train_weights.sh tiny imagenette128 RUNS     the folder has train.parquet and val.parquet
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if (($# != 3)); then
+    echo "error: say which weights, the folder of their data and one for the runs, such as: $0 nano cifar10 runs/weights" >&2
+    exit 2
+fi
 which=$1 data=$2 runs=$3
 export OMP_NUM_THREADS=1
 

@@ -92,6 +92,15 @@ def test_what_does_not_give_the_models_answers_is_not_timed(monkeypatch, capsys)
     assert "kernel is not timed" in capsys.readouterr().err
 
 
+def test_int8_is_not_timed_either_if_its_answers_are_another_models(monkeypatch):
+    def ways(model, *_):
+        return {"fast, int8": torch.inference_mode()(lambda pictures: -model(pictures))}
+
+    monkeypatch.setattr(module, "_ways", ways)
+    measured = bench(["dynamixer_nano"], Plan(**QUICK | {"fast": True, "train": False}))["models"][0]
+    assert list(measured["refused"]) == ["fast, int8"]
+
+
 def test_variants_take_turns_and_the_first_round_does_not_count():
     order = []
     taken = in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2)
