@@ -56,6 +56,7 @@ def measure(task):
         "runs": [{"parameters": 7, "test_top1": 60.5, "test_loss": 1.0}],
         "sizes": [{"size": 24, "top1": 50.0}],
         "depth": [{"block": 0, "axis": "row", "dynamic": 0.5, "change": 0.25, "entropy": 0.75}],
+        "matrices": [{"block": 0, "line": 0, "segment": 0, "picture": "mean", "weights": "1"}],
         "corrupted": [{"kind": "fog", "severity": 1, "error": 40.0}],
     }
     Path(told["out"]).write_text(json.dumps({part: lines[part] for part in told["parts"]}))

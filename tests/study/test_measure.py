@@ -8,7 +8,7 @@ import torch
 
 import dynamixer
 from dynamixer.data import Preprocessing, open_data
-from dynamixer.explain import average
+from dynamixer.explain import average, mixing_matrices
 from dynamixer.models.checkpoint import save_checkpoint
 from dynamixer.speed.kernel import kernel_if_any
 from dynamixer.study import measure, times
@@ -48,7 +48,8 @@ def test_which_parts_are_measured_of_which_runs():
     assert parts_of(Run("cifar10", "dynamic", 0, 10), corrupted=True) == ["runs"]
     assert parts_of(Run("cifar10", "static", 0), corrupted=True) == ["runs", "sizes", "corrupted"]
     assert parts_of(Run("cifar10", "vit", 0), corrupted=True) == ["runs", "corrupted"]
-    assert parts_of(Run("imagenette", "dynamic_plain", 0), corrupted=True) == ["runs", "depth"]
+    assert parts_of(Run("imagenette", "dynamic_plain", 0), corrupted=True) == ["runs", "depth", "matrices"]
+    assert parts_of(Run("imagenette", "static", 1), corrupted=True) == ["runs", "depth"]
     assert all("runs" in parts_of(run, corrupted=True) for run in runs())
 
 
@@ -76,6 +77,29 @@ def test_the_figures_are_those_of_the_public_functions(weights, monkeypatch):
     assert [v["dynamic"] for v in found["depth"]] == pytest.approx(
         [block.of(axis).dynamic for block in blocks for axis in ("row", "column")], abs=1e-4
     )
+
+
+def test_matrices_are_kept_output_token_by_output_token(weights, monkeypatch):
+    monkeypatch.setattr(measure, "PICTURES", 10)
+    lines = measure_run(weights, DATA, ["matrices"], None)["matrices"]
+    checkpoint, source = dynamixer.load(weights), open_data(DATA).test
+    pictures = torch.stack([checkpoint.preprocessing(source.picture(n)) for n in (0, len(source) - 1)])
+    every = mixing_matrices(checkpoint.model, pictures)
+    first = [mixing for mixing in every if mixing.grid == every[0].grid]
+    of_picture = [v for v in lines if v["picture"] == f"picture {len(source) - 1}"]
+    assert [v["segment"] for v in of_picture] == [0, 1]
+    assert all((v["block"], v["line"]) == (len(first) - 1, first[0].grid[0] // 2) for v in lines)
+    for line in of_picture:
+        matrix = first[-1].row[1, line["line"], line["segment"]]
+        assert not torch.allclose(matrix, matrix.T, rtol=0.05)
+        assert [*map(float, line["weights"].split())] == pytest.approx(matrix.flatten().tolist(), rel=0.01)
+    mean = (
+        average(checkpoint.model, measure._batches(DATA, checkpoint.preprocessing), blocks=[len(first) - 1])
+        .blocks[0]
+        .row.mean
+    )
+    (found,) = [v for v in lines if (v["picture"], v["segment"]) == ("mean", 1)]
+    assert [*map(float, found["weights"].split())] == pytest.approx(mean[found["line"], 1].flatten().tolist(), rel=0.01)
 
 
 def test_corrupted_pictures_are_read_kind_by_kind(weights, tmp_path, monkeypatch):

@@ -52,6 +52,11 @@ def made_up(folder, tops, wanted):
                 for b in (0, 1)
                 for axis in ("row", "column")
             ],
+            "matrices": [
+                {"block": 3, "line": 7, "segment": s, "picture": picture, "weights": "0.25 0.75 1 -0.5"}
+                for picture in ("mean", "picture 0")
+                for s in (0, 1)
+            ],
             "corrupted": [{"kind": kind, "severity": s, "error": 30.0 + 5 * s} for kind in KINDS for s in SEVERITIES],
         }
         results.add(run, {part: found[part] for part in parts_of(run, corrupted=True)})
@@ -131,7 +136,8 @@ def test_beyond_the_paper(tmp_path):
     assert "| dynamic | 0.00 | 0.25 | 0.12 | 0.50 | 0.75 |" in text
     assert "| dynamic | 60.20 ± 0.16 (5) | 60.10 ± 0.10 (3) | 60.10 ± 0.10 (3) |" in text
     assert "| dynamic | 55.10 ± 0.10 (3) | 55.10 ± 0.10 (3) | 60.10 ± 0.10 (3) | 55.10" in text
-    assert len(pictures) == 5
+    assert len(pictures) == 6
+    assert pictures["evidence-6-matrices.png"].caption.startswith("Matrices of row 7 of the grid in block 3")
 
 
 def test_pictures_are_written_once_and_again_when_they_change(tmp_path):

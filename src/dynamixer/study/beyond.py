@@ -3,8 +3,8 @@
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from dynamixer.study.figures import Picture, series
-from dynamixer.study.measure import KINDS, PICTURES, SEVERITIES, SIZES, parts_of
+from dynamixer.study.figures import Picture, matrices, series
+from dynamixer.study.measure import KINDS, PICTURES, SEGMENTS, SEVERITIES, SIZES, parts_of
 from dynamixer.study.results import Line, Results
 from dynamixer.study.rows import DATASETS, MAIN, PEERS, ROWS, SCARCE, TABLES, config_of, runs
 from dynamixer.study.statistics import paired, spread
@@ -18,8 +18,14 @@ BySeed = dict[int, float]
 
 
 def block(results: Results) -> tuple[str, dict[str, Picture]]:
-    """The text of the table's four parts, and their pictures."""
-    parts = (_less_data(results), _other_sizes(results), _corrupted(results), *(_depth(results, d) for d in DATASETS))
+    """The text of the table's parts, and their pictures."""
+    parts = (
+        _less_data(results),
+        _other_sizes(results),
+        _corrupted(results),
+        *(_depth(results, dataset) for dataset in DATASETS),
+        _matrices(results),
+    )
     return "\n\n".join(text for text, _ in parts), {
         name: picture for _, some in parts for name, picture in some.items()
     }
@@ -178,7 +184,8 @@ def _depth(results: Results, dataset: str) -> tuple[str, dict[str, Picture]]:
     ]
     name = f"evidence-6-depth{'' if dataset == 'cifar10' else f'-{dataset}'}.png"
     title = "Part of the matrices that changes with the picture"
-    picture = series(title, "block", "dynamic, 0 to 1", _values(figures["dynamic"]))
+    moving = {row: found for row, found in figures["dynamic"].items() if ROWS[row].model.get("generator") != "static"}
+    picture = series(title, "block", "dynamic, 0 to 1", _values(moving))
     head = ["row", *(f"block {b}" for b in blocks), *(f"{key}, all" for key in keys)]
     text = (
         f"Over {PICTURES} test pictures, means over rows and columns of the grid and over seeds: the part of what tells the\n"
@@ -187,6 +194,29 @@ def _depth(results: Results, dataset: str) -> tuple[str, dict[str, Picture]]:
         "Without the softmax rows need not sum to 1, and how their sums change counts too: compare rows with the softmax, or\n"
         "rows without it.\n\n"
         f"{_table(head, table)}\n\n![{picture.caption}](images/{name})"
+    )
+    return _part(heading, text), {name: picture}
+
+
+def _matrices(results: Results) -> tuple[str, dict[str, Picture]]:
+    heading = "What the matrices look like, Imagenette"
+    every = {row: results.of("matrices", "imagenette", row) for row in MAIN}
+    every = {row: lines for row, lines in every.items() if lines}
+    if not every:
+        return _part(heading, "Not yet run."), {}
+    found: dict[str, dict[str, tuple[float, ...]]] = {}
+    for row, lines in every.items():
+        for v in sorted(lines, key=lambda v: v["segment"]):
+            above = f"{v['picture']}, segment {v['segment']}"
+            found.setdefault(ROWS[row].label, {})[above] = tuple(map(float, v["weights"].split()))
+    first = next(iter(every.values()))[0]
+    name = "evidence-6-matrices.png"
+    picture = matrices(f"Matrices of row {first['line']} of the grid in block {first['block']}, seed 0", found)
+    text = (
+        f"The first {SEGMENTS} segments, in the middle row of the grid and the last block before it shrinks: the mean over\n"
+        f"{PICTURES} test pictures, and some of these, evenly spread. Nothing was picked. Above each matrix stands its largest\n"
+        "weight in units of an even weight, to which its colours are scaled.\n\n"
+        f"![{picture.caption}](images/{name})"
     )
     return _part(heading, text), {name: picture}
 

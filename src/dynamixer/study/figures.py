@@ -1,6 +1,7 @@
 """The plots of docs/evidence.md. Each PNG says in its metadata what was drawn, so that it is known whether it is of today."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,13 @@ def series(title: str, x: str, y: str, values: Series) -> Picture:
     data = {label: {place: tuple(v) for place, v in line.items()} for label, line in values.items()}
     return Picture(
         f"{title}: mean and standard deviation over seeds", f"{x} {y} {data}", lambda: _series(title, x, y, data)
+    )
+
+
+def matrices(title: str, found: Mapping[str, Mapping[str, tuple[float, ...]]]) -> Picture:
+    """Mixing matrices, [output token, input token] as one tuple each, by row and then by what stands above a column."""
+    return Picture(
+        f"{title}: red for positive weights, blue for negative ones", repr(found), lambda: _matrices(title, found)
     )
 
 
@@ -123,6 +131,23 @@ def _comparison(title: str, bars: Sequence[Bar]) -> "Figure":
     for axes in (left, right):
         _plain(axes)
     figure.suptitle(title, color=INK)
+    return figure
+
+
+def _matrices(title: str, found: Mapping[str, Mapping[str, tuple[float, ...]]]) -> "Figure":
+    across = max(map(len, found.values()))
+    figure = _figure(1.2 + 1.25 * across, 0.7 + 1.5 * len(found))
+    for line, (label, row) in zip(figure.subplots(len(found), across, squeeze=False), found.items(), strict=True):
+        for axes, (name, weights) in zip(line, row.items(), strict=True):
+            side = math.isqrt(len(weights))
+            most = max(map(abs, weights))
+            axes.imshow([weights[i * side : (i + 1) * side] for i in range(side)], cmap="RdBu_r", vmin=-most, vmax=most)
+            axes.set_title(f"{name}\n{most * side:.1f}x", fontsize=7, color=INK, pad=3)
+            axes.set(xticks=[], yticks=[])
+        line[0].set_ylabel(label, fontsize=8, color=INK)
+    figure.supxlabel("reads token", fontsize=8)
+    figure.supylabel("output token", fontsize=8)
+    figure.suptitle(title, color=INK, fontsize=11)
     return figure
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from dynamixer.data.loading import EvaluationPictures, evaluation_loader
 from dynamixer.data.preprocess import Preprocessing
-from dynamixer.data.sources import open_data
+from dynamixer.data.sources import Source, open_data
 from dynamixer.errors import UserError
 from dynamixer.evaluate import match_classes, measure
-from dynamixer.explain import average
+from dynamixer.explain import average, mixing_matrices
 from dynamixer.explain.matrices import AXES
 from dynamixer.files import write_text
 from dynamixer.models.checkpoint import Checkpoint, load
@@ -23,6 +23,7 @@ from dynamixer.study.rows import MAIN, PEERS, ROWS, SEEDS, TABLES, Run
 
 SIZES = (24, 28, 36, 40, 48)  # beside the native 32
 PICTURES = 300  # over which matrices are compared
+SHOWN, SEGMENTS = 2, 2  # pictures and segments whose matrices are kept
 SEVERITIES = range(1, 6)
 KINDS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur",
@@ -39,7 +40,8 @@ def parts_of(run: Run, *, corrupted: bool) -> list[str]:
     wanted = {
         "runs": True,
         "sizes": small and run.row in MAIN,
-        "depth": first and run.row in TABLES[1].rows and row.model.get("generator") != "static",
+        "depth": first and run.row in TABLES[1].rows and (not small or row.model.get("generator") != "static"),
+        "matrices": first and run.dataset == "imagenette" and run.seed == 0,
         "corrupted": small and run.row in MAIN + PEERS and corrupted,
     }
     return [part for part, is_wanted in wanted.items() if is_wanted]
@@ -69,7 +71,7 @@ def measure_run(
         test: what `open_data` takes; the first split that there is of test, val and train.
         parts: names of `results.COLUMNS`.
         corrupted: the folder of corrupted pictures, KIND-SEVERITY.parquet.
-        precision: of all but `depth`, which is in fp32: the run's own.
+        precision: of all but matrices, which are in fp32: the run's own.
 
     Returns:
         Lines of each part, as in its table; `runs` has the columns that are measured here.
@@ -78,6 +80,8 @@ def measure_run(
     found: dict[str, list[dict[str, Any]]] = {}
     if "depth" in parts:
         found["depth"] = _depth(checkpoint, test)
+    if "matrices" in parts:
+        found["matrices"] = _matrices(checkpoint, test)
     kernel_if_any(checkpoint.model)
     if "runs" in parts:
         top1, loss = _accuracy(checkpoint, test, precision)
@@ -129,11 +133,46 @@ def _depth(checkpoint: Checkpoint, test: str) -> list[dict[str, Any]]:
     ]
 
 
-def _batches(test: str, preprocessing: Preprocessing) -> Iterator[Tensor]:
+def _matrices(checkpoint: Checkpoint, test: str) -> list[dict[str, Any]]:
+    """Those of the middle row of the last block on the first grid: their mean over test pictures, and those of some pictures.
+
+    `weights` are K x K numbers, output token by output token; `picture` says of which test picture, by its number.
+    """
+    batches, model = _batches(test, checkpoint.preprocessing), checkpoint.model
+    shown = next(_batches(test, checkpoint.preprocessing, SHOWN))
+    grids = [mixing.grid for mixing in mixing_matrices(model, shown[:1])]
+    block, line = grids.count(grids[0]) - 1, grids[0][0] // 2
+    mean = average(model, batches, blocks=[block], weights=False).blocks[0].row
+    each = mixing_matrices(model, shown, blocks=[block], axes=["row"])[0].row
+    assert mean is not None
+    assert each is not None
+    numbers = _numbers(open_data(test).for_evaluation()[1], SHOWN)
+    names = ["mean", *(f"picture {number}" for number in numbers)]
+    every = dict(zip(names, (mean.mean[line], *each[:, line]), strict=True))
+    return [
+        {
+            "block": block,
+            "line": line,
+            "segment": segment,
+            "picture": picture,
+            "weights": " ".join(f"{weight:.3g}" for weight in matrix.flatten().tolist()),
+        }
+        for picture, matrices in every.items()
+        for segment, matrix in enumerate(matrices[:SEGMENTS])
+    ]
+
+
+def _batches(test: str, preprocessing: Preprocessing, count: int | None = None) -> Iterator[Tensor]:
+    """So many test pictures (PICTURES), evenly spread."""
     _, source = open_data(test).for_evaluation()
-    numbers = np.linspace(0, len(source) - 1, min(PICTURES, len(source))).astype(int)
-    for batch in evaluation_loader(EvaluationPictures(source, preprocessing, numbers), 50, 0):
+    for batch in evaluation_loader(
+        EvaluationPictures(source, preprocessing, _numbers(source, count or PICTURES)), BATCH, 0
+    ):
         yield batch.pictures
+
+
+def _numbers(source: Source, count: int) -> np.ndarray:
+    return np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
 
 
 def main(task: str) -> None:

@@ -18,13 +18,14 @@ COLUMNS = {
     "epochs": ("epoch", "lr", "train_loss", "train_top1", "val_top1", "val_loss"),
     "sizes": ("size", "top1"),
     "depth": ("block", "axis", "dynamic", "change", "entropy"),
+    "matrices": ("block", "line", "segment", "picture", "weights"),
     "corrupted": ("kind", "severity", "error"),
 }  # fmt: skip
 TIMES = (
     "dataset", "row", "parameters", "multiply_adds", "milliseconds", "ratio", "low", "high", "rounds", "batch", "threads",
     "cpu", "torch", "commit",
 )  # fmt: skip
-WORDS = {"dataset", "row", "protocol", "cpu", "torch", "commit", "axis", "kind"}
+WORDS = {"dataset", "row", "protocol", "cpu", "torch", "commit", "axis", "kind", "picture", "weights"}
 
 Line = dict[str, Any]
 
