@@ -1,5 +1,6 @@
 """The weights that come with the package."""
 
+import importlib
 import json
 
 import pytest
@@ -9,8 +10,11 @@ from safetensors import safe_open
 
 import dynamixer
 from dynamixer import UserError
+from dynamixer.data import Preprocessing
 from dynamixer.models import shipped
+from dynamixer.models.checkpoint import Checkpoint
 from helpers import shared_data
+from small_models import small
 
 MODELS = shipped.names()
 TESTS = {"dynamixer_tiny": "imagenette128/val.parquet", "dynamixer_nano": "cifar10/test.parquet"}
@@ -70,6 +74,26 @@ def test_the_card_says_from_what_they_were_trained(name):
     assert "/tmp" not in card
 
 
+def test_what_ships_is_as_sure_as_it_is_right(tmp_path, monkeypatch):
+    """Held-out labels are drawn from the model's own probabilities, made twice as sure: the classifier is to be doubled."""
+    monkeypatch.syspath_prepend(str(shipped.FOLDER.parents[2] / "tools"))
+    ship = importlib.import_module("ship")
+    (tmp_path / "config.yaml").write_text("data: fashion-mnist-mini\nholdout: 0.2\n")
+    model = small(num_classes=10).eval()
+    model.head.weight.data *= 10
+    checkpoint = Checkpoint(model, "dynamixer_nano", {}, tuple("abcdefghij"), Preprocessing.of(model), {}, tmp_path)
+    data = ship.prepare_data(ship.TrainConfig(data="fashion-mnist-mini", holdout=0.2))
+    pictures = torch.stack([checkpoint.preprocessing(data.val.picture(int(n))) for n in data.val_indices])
+    with torch.no_grad():
+        logits = model(pictures)
+    data.val.labels[data.val_indices] = (2 * logits).softmax(1).multinomial(1)[:, 0].numpy()
+    monkeypatch.setattr(ship, "prepare_data", lambda config: data)
+    factor, figures = ship.calibrate(checkpoint, tmp_path)
+    assert factor == pytest.approx(2, rel=0.2)
+    assert figures["ece"] < 10
+    torch.testing.assert_close(model(pictures), factor * logits, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.heavy
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", MODELS)
@@ -79,3 +103,4 @@ def test_they_are_as_good_as_their_cards_say(name):
     found = dynamixer.evaluate(name, data)
     assert found["images"] == told["images"]
     assert found["top1"] >= told["top1"] - 0.1
+    assert found["ece"] == pytest.approx(told["ece"], abs=0.3)
