@@ -138,6 +138,7 @@ def test_beyond_the_paper(tmp_path):
     assert "| dynamic | 55.10 ± 0.10 (3) | 55.10 ± 0.10 (3) | 60.10 ± 0.10 (3) | 55.10" in text
     assert len(pictures) == 6
     assert pictures["evidence-6-matrices.png"].caption.startswith("Matrices of row 7 of the grid in block 3")
+    assert "negative are 25 % (dynamic) and 25 % (dynamic without softmax) and" in text
 
 
 def test_pictures_are_written_once_and_again_when_they_change(tmp_path):

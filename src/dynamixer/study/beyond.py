@@ -209,6 +209,16 @@ def _matrices(results: Results) -> tuple[str, dict[str, Picture]]:
         for v in sorted(lines, key=lambda v: v["segment"]):
             above = f"{v['picture']}, segment {v['segment']}"
             found.setdefault(ROWS[row].label, {})[above] = tuple(map(float, v["weights"].split()))
+    negative = [
+        f"{100 * statistics.fmean(weight < 0 for weights in row.values() for weight in weights):.0f} % ({label})"
+        for label, row in found.items()
+        if any(weight < 0 for weights in row.values() for weight in weights)
+    ]
+    says = (
+        f"\n\nWithout the softmax tokens are subtracted too: negative are {' and '.join(negative)} of these weights."
+        if negative
+        else ""
+    )
     first = next(iter(every.values()))[0]
     name = "evidence-6-matrices.png"
     picture = matrices(f"Matrices of row {first['line']} of the grid in block {first['block']}, seed 0", found)
@@ -216,7 +226,7 @@ def _matrices(results: Results) -> tuple[str, dict[str, Picture]]:
         f"The first {SEGMENTS} segments, in the middle row of the grid and the last block before it shrinks: the mean over\n"
         f"{PICTURES} test pictures, and some of these, evenly spread. Nothing was picked. Above each matrix stands its largest\n"
         "weight in units of an even weight, to which its colours are scaled.\n\n"
-        f"![{picture.caption}](images/{name})"
+        f"![{picture.caption}](images/{name}){says}"
     )
     return _part(heading, text), {name: picture}
 
