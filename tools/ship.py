@@ -12,6 +12,7 @@ import argparse
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -56,22 +57,20 @@ def changed(run: str) -> dict[str, object]:
 @torch.inference_mode()
 def calibrate(checkpoint: Checkpoint, run: str) -> tuple[float, dict[str, float]]:
     """Scale the classifier by what the held-out pictures' cross-entropy is least with; the factor, and their figures then."""
-    data = prepare_data(
-        TrainConfig().with_values(yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8")))
-    )
-    held = EvaluationPictures(data.val, checkpoint.preprocessing, data.val_indices)
-    model, device, count = checkpoint.model.eval(), torch.device("cpu"), len(data.val_indices)
-    answers = [(model(pictures), labels) for pictures, labels, _ in batches(evaluation_loader(held, 50, 0))]
+    config = yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8"))
+    data = prepare_data(TrainConfig().with_values(config))
+    if data.val is None or data.val_indices is None:
+        raise SystemExit(f"error: {run} held out no pictures, which say how sure to be: train with holdout.")
+    held = evaluation_loader(EvaluationPictures(data.val, checkpoint.preprocessing, data.val_indices), 50, 0)
+    model = checkpoint.model.eval()
+    answers = [(model(pictures), labels) for pictures, labels, _ in batches(held)]
     logits, labels = (torch.cat(part) for part in zip(*answers, strict=True))
-    found = minimize_scalar(
-        lambda factor: cross_entropy(factor * logits, labels).item(), bounds=(0.1, 10), method="bounded"
+    factor = float(
+        minimize_scalar(lambda f: cross_entropy(f * logits, labels).item(), bounds=(0.1, 10), method="bounded").x
     )
-    factor = float(found.x)
-    model.head.weight *= factor
-    model.head.bias *= factor
-    metrics = measure(
-        model, evaluation_loader(held, 50, 0), device=device, images=count, classes=len(checkpoint.classes)
-    )
+    for part in model.get_submodule("head").parameters():
+        part.mul_(factor)
+    metrics = measure(model, held, device=logits.device, images=len(labels), classes=len(checkpoint.classes))
     return factor, metrics.summary()
 
 
@@ -90,7 +89,7 @@ def main() -> None:
     factor, held = calibrate(checkpoint, asked.runs[-1])
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary) / checkpoint.name / WEIGHTS
-        about = {
+        about: dict[str, Any] = {
             "name": checkpoint.name, "args": built, "classes": checkpoint.classes, "preprocessing": checkpoint.preprocessing,
             "trained": checkpoint.trained | {"data": asked.data, "held_out": held},
         }  # fmt: skip

@@ -11,7 +11,7 @@ from dynamixer import UserError
 from dynamixer.study import beyond
 from dynamixer.study.figures import drawn
 from dynamixer.study.measure import KINDS, SEVERITIES, SIZES, parts_of
-from dynamixer.study.pages import blocks, contrasts, lines_of, sentence, write_page
+from dynamixer.study.pages import blocks, contrasts, lines_of, sentence, short, write_page
 from dynamixer.study.results import Results
 from dynamixer.study.rows import Run, config_of, protocol, runs
 from dynamixer.study.statistics import paired
@@ -67,6 +67,7 @@ def test_nothing_run_is_said(tmp_path):
     text, pictures = blocks(Results(tmp_path))
     assert not pictures
     assert all("Not yet run." in text[str(number)] for number in range(1, 7))
+    assert text["state"] == "0 of 128 runs are done; what is missing says so."
 
 
 def test_a_stop_leaves_tables_that_say_what_is_there(tmp_path):
@@ -104,6 +105,9 @@ def test_a_table_says_what_follows_and_whether_the_paper_agrees(tmp_path):
 
 def test_the_main_comparisons_are_corrected(tmp_path):
     results = made_up(tmp_path, {"static": 58.0, "static_plain": 60.0, "dynamic_plain": 63.0}, runs(1))
+    assert "| dynamic against static matrices, with the softmax | +1.99 [" in short(results)
+    assert ", 5 seeds | +1.99 [" in short(results)
+    assert short(results).endswith(f"3 seeds | {NOTHING} |")
     first, second, third = contrasts("cifar10", results).splitlines()[2:]
     assert first.startswith("- dynamic against static matrices, with the softmax: +1.99 [")
     assert first.endswith("p < 0.001, settled; the paper has +1.2, this agrees")

@@ -8,7 +8,7 @@ from dynamixer.study.measure import KINDS, PICTURES, SEGMENTS, SEVERITIES, SIZES
 from dynamixer.study.results import Line, Results
 from dynamixer.study.rows import DATASETS, MAIN, PEERS, ROWS, SCARCE, TABLES, config_of, runs
 from dynamixer.study.statistics import paired, spread
-from dynamixer.study.words import NOT_RUN, interval_text, spread_text
+from dynamixer.study.words import NOT_RUN, interval_text, markdown, spread_text
 
 NATIVE = 32
 SHARES = (100, 30, 10)
@@ -48,11 +48,6 @@ def _part(heading: str, text: str) -> str:
     return f"### {heading}\n\n{text}"
 
 
-def _table(head: Sequence[object], lines: Sequence[Sequence[str]]) -> str:
-    rows = [[str(cell) for cell in head], ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def _cells(found: Mapping[float, BySeed], places: Sequence[float]) -> list[str]:
     return [spread_text(spread(list(found[p].values())) if found.get(p) else None) for p in places]
 
@@ -90,7 +85,7 @@ def _less_data(results: Results) -> tuple[str, dict[str, Picture]]:
     ).replace(".0 %", " %")
     text = (
         f"Top-1 in % after about {count:,} steps, whatever the number of pictures.\n\n"
-        f"{_table(['row', *(f'{s} %' for s in SHARES)], lines)}\n\n![{picture.caption}](images/{name})\n\n"
+        f"{markdown(['row', *(f'{s} %' for s in SHARES)], lines)}\n\n![{picture.caption}](images/{name})\n\n"
         f"Dynamic less static, with the softmax, {says}. Static matrices without the softmax were not trained on less."
     )
     return _part(heading, text), {name: picture}
@@ -110,7 +105,7 @@ def _other_sizes(results: Results) -> tuple[str, dict[str, Picture]]:
         return _part(heading, "Not yet run."), {}
     name = "evidence-6-sizes.png"
     picture = series("Other sizes at test time", "side of the test pictures (px)", "top-1 (%)", _values(found))
-    table = _table(
+    table = markdown(
         ["row", *(f"{s} px" for s in sizes)], [[ROWS[row].label, *_cells(v, sizes)] for row, v in found.items()]
     )
     pairs = {"with the softmax": ("dynamic", "static"), "without it": ("dynamic_plain", "static_plain")}
@@ -158,7 +153,7 @@ def _corrupted(results: Results) -> tuple[str, dict[str, Picture]]:
     )
     text = (
         "Error in %, the plain mean over kinds and severities; not comparable with the published CIFAR-10-C.\n\n"
-        f"{_table(['row', 'clean test pictures', 'corrupted', *GROUPS], table)}\n\n![{picture.caption}](images/{name})\n\n"
+        f"{markdown(['row', 'clean test pictures', 'corrupted', *GROUPS], table)}\n\n![{picture.caption}](images/{name})\n\n"
         f"Error of dynamic less that of static matrices, {says}."
     )
     return _part(heading, text), {name: picture}
@@ -193,7 +188,7 @@ def _depth(results: Results, dataset: str) -> tuple[str, dict[str, Picture]]:
         "usually moves in units of an even weight (`change`), and how even the weights' sizes are (`entropy`, 1 for even).\n"
         "Without the softmax rows need not sum to 1, and how their sums change counts too: compare rows with the softmax, or\n"
         "rows without it.\n\n"
-        f"{_table(head, table)}\n\n![{picture.caption}](images/{name})"
+        f"{markdown(head, table)}\n\n![{picture.caption}](images/{name})"
     )
     return _part(heading, text), {name: picture}
 

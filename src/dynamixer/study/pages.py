@@ -11,7 +11,7 @@ from dynamixer.study.figures import Bar, Picture, comparison, write_pictures
 from dynamixer.study.results import Results
 from dynamixer.study.rows import BASE, BEYOND, DATASETS, MAIN, MAIN_SEEDS, ROWS, SEEDS, TABLES, pictures_of, runs
 from dynamixer.study.statistics import CONFIDENCE, Difference, Spread, holm, paired, spread
-from dynamixer.study.words import NOTHING, interval_text, share_of, signed, spread_text
+from dynamixer.study.words import NOT_RUN, NOTHING, interval_text, markdown, share_of, signed, spread_text
 
 # The comparisons named before the runs, with the paper's difference: one row less another.
 CONTRASTS = (
@@ -148,6 +148,23 @@ def contrasts(dataset: str, results: Results) -> str:
     return "\n".join(["Main comparisons, p-values corrected by Holm's method, 95 % intervals not:", "", *out])
 
 
+def short(results: Results) -> str:
+    """The main comparisons in a table, for who reads no further; empty where nothing was run."""
+    lines = []
+    for a, b, words, paper in CONTRASTS:
+        found = [paired(results.tops(dataset, a), results.tops(dataset, b)) for dataset in DATASETS]
+        cells = [NOT_RUN if d is None else f"{interval_text(d)}, {d.seeds} seed{'s' * (d.seeds > 1)}" for d in found]
+        lines.append((words, *cells, NOTHING if paper is None else signed(paper, 1)))
+    if all(cell == NOT_RUN for _, *cells, _ in lines for cell in cells):
+        return ""
+    head = (
+        "points of top-1",
+        *(dataset.title.partition(",")[0] for dataset in DATASETS.values()),
+        "published, ImageNet",
+    )
+    return markdown(head, lines)
+
+
 def plan() -> str:
     """What all of it costs, by the rates that were measured before."""
     counted, out, hours = pictures_of(runs()), [], 0.0
@@ -169,7 +186,7 @@ def blocks(results: Results) -> tuple[dict[str, str], dict[str, Picture]]:
     state = (
         "All runs are done." if done == all_of_it else f"{done} of {all_of_it} runs are done; what is missing says so."
     )
-    text, pictures = {"state": state, "plan": plan()}, {}
+    text, pictures = {"state": "\n\n".join(filter(None, (short(results), state))), "plan": plan()}, {}
     for number in TABLES:
         parts = []
         for dataset in ("cifar10", "imagenette") if number == 1 else ("cifar10",):

@@ -1,6 +1,6 @@
 """How the page writes figures."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from dynamixer.study.results import Results
 from dynamixer.study.rows import Run
@@ -28,6 +28,12 @@ def interval_text(d: Difference) -> str:
     return (
         signed(d.mean) if d.low is None or d.high is None else f"{signed(d.mean)} [{signed(d.low)}, {signed(d.high)}]"
     )
+
+
+def markdown(head: Sequence[object], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    rows = [[str(cell) for cell in head], ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def share_of(results: Results, every: Iterable[Run]) -> tuple[int, int]:
