@@ -119,6 +119,12 @@ def _speed_up(config: TrainConfig, model: nn.Module, members: World) -> None:
         if config.kernel == "on":
             raise
         log(f"training without the C++ kernel: {error}")
+        return
+    native = getattr(model, "img_size", None)
+    if others := [str(side) for side in config.sizes if (side, side) != native]:
+        log(
+            f"the C++ kernel mixes pictures of the native size: those of {', '.join(others)} px are computed without it, slower"
+        )
 
 
 def _shard(model: nn.Module, members: World) -> None:
