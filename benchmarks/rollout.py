@@ -1,10 +1,11 @@
 """How far the rollout of the mixing carries: its rank correlation with the gradient, which has all of the network in it.
 
-    python benchmarks/rollout.py --data imagenette128/val.parquet --run "photographs=RUN" --size 64
-    python benchmarks/rollout.py --data fashion-mnist-mini --run "Fashion-MNIST, no softmax=RUN"
+    python benchmarks/rollout.py --data imagenette128/val.parquet --run "photographs, tiny as it ships=dynamixer_tiny"
+    python benchmarks/rollout.py --data imagenette128/val.parquet --run "photographs at 64 px, nano=RUN" --size 64
+    python benchmarks/rollout.py --data fashion-mnist-mini --run "Fashion-MNIST, nano, no softmax=RUN"
 
 Merges into benchmarks/results/rollout.json and writes the table in docs/explain.md. Each entry is a mean over 32 evenly
-spread pictures and four tokens of each. The photographs' model is trained by `dynamixer train
+spread pictures and four tokens of each. The nano for photographs is trained by `dynamixer train
 --data imagenette128/train.parquet size=64 sizes=[48,64,80,96] model=dynamixer_nano model.patch_size=8 model.enlarge=true
 epochs=24 batch_size=64 lr=2e-3 warmup_epochs=2 crop=rrc scale=0.35 holdout=0`, the other one by `dynamixer train fashion_nano`.
 """

@@ -14,8 +14,10 @@ import yaml
 
 import dynamixer
 import dynamixer.cli
+from dynamixer.explain.report import explain
 from dynamixer.export.int8 import IN_FP32
 from dynamixer.export.run import INT8_SHARE
+from dynamixer.models.shipped import DEFAULT
 from dynamixer.models.variants import VARIANTS
 from dynamixer.training.folder import FIGURES
 from dynamixer.training.recipes import ABLATIONS
@@ -143,6 +145,20 @@ def test_the_imagenet_tables_are_the_results_and_the_arithmetic(monkeypatch):
 def test_the_table_of_weights_is_what_ships(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     assert between(MODELS, "weights") == between(README, "weights") == importlib.import_module("ship").table()
+
+
+def test_the_page_about_explaining_shows_the_weights_that_ship(tmp_path):
+    told = between((ROOT / "docs/explain.md").read_text(encoding="utf-8"), "explain").splitlines()
+    found = explain(ROOT / "docs/images/palace.jpg", DEFAULT, token=(5, 8), blocks=(0, 3), out=tmp_path / "out")
+    guesses = re.findall(r"([\w ]+) ([\d.]+) %", told[1].partition(":")[2])
+    assert [label.strip() for label, _ in guesses] == [guess.label for guess in found.top]
+    assert [float(percent) for _, percent in guesses] == pytest.approx(
+        [100 * g.probability for g in found.top], abs=0.5
+    )
+    rows = [line.split() for line in told if re.match(r" +\d+ +\d+x\d+ ", line)]
+    assert [(int(row[0]), row[1]) for row in rows] == [(block["block"], block["grid"]) for block in found.blocks]
+    for place, key in ((2, "entropy_row"), (3, "entropy_column"), (5, "weight_row")):
+        assert [float(row[place]) for row in rows] == pytest.approx([block[key] for block in found.blocks], abs=0.02)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -43,7 +43,7 @@ def main(pictures: str) -> None:
                 if kept.endswith(".webp"):
                     plain.save(IMAGES / kept, quality=80)
                 else:
-                    plain.quantize(64).save(IMAGES / kept, optimize=True)
+                    plain.quantize(256).save(IMAGES / kept, optimize=True)
     text = printed[: printed.index("pictures: ")].strip()
     page = PAGE.read_text(encoding="utf-8")
     found, count = re.subn(

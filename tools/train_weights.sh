@@ -29,7 +29,11 @@ tiny)
     train tiny-64 imagenette_tiny size=64 epochs=24 warmup_epochs=2 lr=2e-3 checkpoint_every=50 "${photographs[@]}"
     train tiny-128 finetune weights="$runs/tiny-64" size=128 'sizes=[96,112,128]' epochs=6 warmup_epochs=0.5 lr=8e-4 \
         layer_decay=none checkpoint_every=20 "${photographs[@]}"
-    .venv/bin/python tools/ship.py "$runs/tiny-64" "$runs/tiny-128" --test "$data/val.parquet" --data "Imagenette (fast.ai, 128 px)"
+    train tiny-64-2 imagenette_tiny weights="$runs/tiny-128" size=64 epochs=40 warmup_epochs=1 lr=1.5e-3 cutmix=1.0 precision=bf16 \
+        checkpoint_every=50 "${photographs[@]}"
+    train tiny-128-2 finetune weights="$runs/tiny-64-2" size=128 epochs=4 warmup_epochs=0.5 lr=8e-4 layer_decay=none precision=bf16 \
+        checkpoint_every=20 "${photographs[@]}"
+    .venv/bin/python tools/ship.py "$runs"/tiny-{64,128,64-2,128-2} --test "$data/val.parquet" --data "Imagenette (fast.ai, 128 px)"
     ;;
 *)
     echo "error: $which is none of: nano, tiny" >&2
