@@ -107,7 +107,8 @@ def sentence(lines: Sequence[Line]) -> str:
         said = [(w, [v for v in judged if v.verdict == w]) for w in ("agrees", "disagrees", "not settled", "one seed")]
         text += f". Against what is published: {'; '.join(f'{word} {_labels(found)}' for word, found in said if found)}"
     missing = len(compared) - len(known)
-    return f"{text[0].upper()}{text[1:]}.{f' {missing} rows not yet run.' if missing else ''}"
+    rows = "row" if missing == 1 else "rows"
+    return f"{text[0].upper()}{text[1:]}.{f' {missing} {rows} not yet run.' if missing else ''}"
 
 
 def _sign(line: Line) -> int:
