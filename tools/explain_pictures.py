@@ -5,6 +5,7 @@
 Look at them afterwards: the page says in words what is to be seen.
 """
 
+import argparse
 import re
 import subprocess
 import sys
@@ -54,6 +55,9 @@ def main(pictures: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("error: say over which pictures the mixing is measured, such as imagenette128/val.parquet")
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", metavar="D", help="over which the mixing is measured")
+    try:
+        main(parser.parse_args().pictures)
+    except subprocess.CalledProcessError as error:  # it has said why
+        sys.exit(error.returncode)

@@ -10,6 +10,7 @@ sure it is (temperature scaling, Guo et al. 2017). The weights are stored in fp1
 
 import argparse
 import re
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 import dynamixer
 from dynamixer.data.loading import EvaluationPictures, batches, evaluation_loader
+from dynamixer.errors import UserError
 from dynamixer.evaluate import measure
 from dynamixer.hub import _recipe, write_folder
 from dynamixer.models.checkpoint import Checkpoint, save_checkpoint
@@ -28,6 +30,7 @@ from dynamixer.models.download import WEIGHTS
 from dynamixer.models.shipped import FOLDER, names
 from dynamixer.models.variants import VARIANTS
 from dynamixer.training import TrainConfig
+from dynamixer.training.resolve import resolve
 from dynamixer.training.setup import prepare_data
 
 ALLOWED = 0.05  # points of top-1 that fp16 may cost
@@ -57,10 +60,9 @@ def changed(run: str) -> dict[str, object]:
 @torch.inference_mode()
 def calibrate(checkpoint: Checkpoint, run: str) -> tuple[float, dict[str, float]]:
     """Scale the classifier by what the held-out pictures' cross-entropy is least with; the factor, and their figures then."""
-    config = yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8"))
-    data = prepare_data(TrainConfig().with_values(config))
+    data = prepare_data(resolve(file=Path(run) / "config.yaml")[0])
     if data.val is None or data.val_indices is None:
-        raise SystemExit(f"error: {run} held out no pictures, which say how sure to be: train with holdout.")
+        raise UserError(f"{run} held out no pictures, which say how sure to be: train with holdout.")
     held = evaluation_loader(EvaluationPictures(data.val, checkpoint.preprocessing, data.val_indices), 50, 0)
     model = checkpoint.model.eval()
     answers = [(model(pictures), labels) for pictures, labels, _ in batches(held)]
@@ -111,4 +113,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
