@@ -18,6 +18,7 @@ from dynamixer.errors import UserError
 from dynamixer.files import check_picture_path, whole_file
 from dynamixer.logs import log
 from dynamixer.models.checkpoint import Checkpoint, load
+from dynamixer.precision import bf16_products
 from dynamixer.progress import progress
 
 PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
@@ -156,7 +157,8 @@ def tally(
     with progress(title, images) as meter:
         for batch, target, _ in batches(loader):
             pictures, labels = batch.to(device, dtype), target.to(device)
-            with torch.autocast(device.type, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST):
+            kind = AUTOCAST.get(precision, torch.bfloat16)
+            with bf16_products(device, precision), torch.autocast(device.type, kind, enabled=precision in AUTOCAST):
                 logits = model(pictures)
             logits = logits if logits.dtype == torch.float64 else logits.float()
             counted.add(logits, labels, numbers[meter.done : meter.done + len(labels)])

@@ -200,10 +200,11 @@ class _Run:
             pictures = batch.pictures.to(device, dtype_of(config), non_blocking=True)
             labels = batch.labels.to(device, non_blocking=True)
             mixed, target = self.mixup(pictures, labels) if self.mixup else (pictures, labels)
-            with self.replica.autocast():
-                out = self.replica.task(mixed, target)
-            loss: Tensor = out["loss"]
-            self.scaler.scale(loss / len(self.course.mine)).backward()
+            with self.replica.products():
+                with self.replica.autocast():
+                    out = self.replica.task(mixed, target)
+                loss: Tensor = out["loss"]
+                self.scaler.scale(loss / len(self.course.mine)).backward()
         value = float(loss.detach())
         right = int((out["output"].argmax(1) == labels).sum())
         return value, right, math.isfinite(value) and math.isfinite(float(pictures.sum()))

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from dynamixer.errors import UserError
 from dynamixer.layers import AxisMixer
 from dynamixer.logs import log
+from dynamixer.precision import bf16_products
 from dynamixer.speed.kernel import use_kernel
 from dynamixer.training.config import TrainConfig
 from dynamixer.training.objective import dtype_of, make_task
@@ -53,10 +54,11 @@ class Replica:
         """One backward pass for nothing: DDP orders its sums anew after its first, and a resumed run has to sum as before."""
         buffers = [b.clone() for b in self.model.buffers()]
         device = self.members.device
-        with self.autocast():
-            pictures = torch.zeros(2, 3, *size, device=device, dtype=dtype_of(self.config))
-            loss: Any = self.task(pictures, torch.zeros(2, dtype=torch.long, device=device))["loss"]
-        loss.backward()
+        with self.products():
+            with self.autocast():
+                pictures = torch.zeros(2, 3, *size, device=device, dtype=dtype_of(self.config))
+                loss: Any = self.task(pictures, torch.zeros(2, dtype=torch.long, device=device))["loss"]
+            loss.backward()
         self.model.zero_grad()
         self.put_buffers(buffers)
 
@@ -69,6 +71,10 @@ class Replica:
         """Mixed precision, where the configuration asks for it."""
         kind = torch.float16 if self.config.precision == "fp16" else torch.bfloat16
         return torch.autocast(self.members.device.type, kind, enabled=self.config.precision in ("bf16", "fp16"))
+
+    def products(self) -> contextlib.AbstractContextManager[Any]:
+        """How a forward and backward pass multiplies; a compiler makes its own choice."""
+        return bf16_products(self.members.device, "fp32" if self.config.compile else self.config.precision)
 
     def no_sync(self) -> Any:
         """While it is entered, gradients are not yet summed over processes."""
