@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,10 +11,13 @@ from torch.nn import functional as F
 
 
 class TrainingStep:
-    """Forward, loss, backward and AdamW, on the same pictures each time."""
+    """Forward, loss, backward and AdamW, on the same pictures each time; `products` is entered around all of it."""
 
-    def __init__(self, model: nn.Module, pictures: Tensor, autocast: Callable[[], Any]):
-        self.model, self.pictures, self.autocast = copy.deepcopy(model).train(), pictures, autocast
+    def __init__(
+        self, model: nn.Module, pictures: Tensor, autocast: Callable[[], Any], products: Callable[[], Any] = nullcontext
+    ):
+        self.model, self.pictures = copy.deepcopy(model).train(), pictures
+        self.autocast, self.products = autocast, products
         self.labels = torch.arange(len(pictures)) % 10
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=True)
 
@@ -25,7 +29,8 @@ class TrainingStep:
 
     def __call__(self) -> None:
         """One step."""
-        self.loss().backward()
+        with self.products():
+            self.loss().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 

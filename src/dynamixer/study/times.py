@@ -2,11 +2,13 @@
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from dynamixer.logs import log
 from dynamixer.models.count import count
+from dynamixer.precision import bf16_products
 from dynamixer.progress import progress
 from dynamixer.speed.bench import autocast_of
 from dynamixer.speed.clock import in_turn, ratio
@@ -42,7 +44,8 @@ def step_times(dataset: str, *, threads: int, rounds: int = ROUNDS, batch: int |
         network = build_network(config, CLASSES)
         sizes[row] = count(network.model, network.preprocessing.size)
         pictures = torch.randn(batch, 3, *network.preprocessing.size, generator=torch.Generator().manual_seed(0))
-        steps[row] = TrainingStep(kernel_if_any(network.model), pictures, autocast_of(config.precision))
+        products = partial(bf16_products, pictures.device, config.precision)
+        steps[row] = TrainingStep(kernel_if_any(network.model), pictures, autocast_of(config.precision), products)
     log(f"{DATASETS[dataset].title}: {rounds} rounds of {len(steps)} rows, {batch} pictures a step")
     with progress("timing", (rounds + 1) * len(steps), unit="calls") as meter:
         taken = in_turn(steps, rounds=rounds, advance=lambda: meter.advance(1))
