@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from dynamixer.errors import RunError, UserError
 from dynamixer.models.checkpoint import create_model, load
+from dynamixer.speed.kernel import kernel_if_any
 from dynamixer.training.config import TrainConfig
 
 
@@ -46,9 +47,12 @@ def make_task(
     options: dict[str, Any] = {"device": device, "dtype": dtype_of(config), "verbose": False}
     if config.teacher is None:
         return ClassificationTask(model, criterion, **options)
+    teacher = _teacher(config.teacher, classes, sizes).to(device, dtype_of(config))
+    if config.kernel != "off" and device.type == "cpu" and config.precision != "fp64":
+        kernel_if_any(teacher)
     return LogitDistillationTask(
         model,
-        _teacher(config.teacher, classes, sizes).to(device, dtype_of(config)),
+        teacher,
         criterion,
         distill_loss_weight=config.distill,
         task_loss_weight=1 - config.distill,
