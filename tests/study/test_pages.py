@@ -11,7 +11,7 @@ from dynamixer import UserError
 from dynamixer.study import beyond
 from dynamixer.study.figures import drawn
 from dynamixer.study.measure import KINDS, SEVERITIES, SIZES, parts_of
-from dynamixer.study.pages import blocks, contrasts, lines_of, sentence, short, write_page
+from dynamixer.study.pages import blocks, contrasts, lines_of, ranking, sentence, short, write_page
 from dynamixer.study.results import Results
 from dynamixer.study.rows import Run, config_of, protocol, runs
 from dynamixer.study.statistics import paired
@@ -101,6 +101,15 @@ def test_a_table_says_what_follows_and_whether_the_paper_agrees(tmp_path):
         "Against what is published: agrees (without the row branch); disagrees (without the column branch); "
         "not settled (without the channel branch, without reweighting, one operator for rows and columns)."
     )
+
+
+def test_peers_are_ranked_once_one_was_run(tmp_path):
+    assert not ranking(made_up(tmp_path / "none", {}, runs(1)))
+    tops = {"vit": 50.0, "mixer": 63.0, "static_plain": 61.0}
+    told = ranking(made_up(tmp_path, tops, [run for run in runs(5) if run.seed == 0]))
+    found = [told.index(f"{label} ") for label in ("MLP-Mixer 63.00 (1),", "static without softmax", "ConvNeXt", "ViT")]
+    assert found == sorted(found)
+    assert told.endswith("ViT 50.00 (1).")
 
 
 def test_the_main_comparisons_are_corrected(tmp_path):

@@ -9,7 +9,21 @@ from dynamixer.files import write_text
 from dynamixer.study import beyond
 from dynamixer.study.figures import Bar, Picture, comparison, write_pictures
 from dynamixer.study.results import Results
-from dynamixer.study.rows import BASE, BEYOND, DATASETS, MAIN, MAIN_SEEDS, ROWS, SEEDS, TABLES, pictures_of, runs
+from dynamixer.study.rows import (
+    BASE,
+    BEYOND,
+    DATASETS,
+    MAIN,
+    MAIN_SEEDS,
+    PEERS,
+    ROWS,
+    SEEDS,
+    TABLES,
+    Run,
+    config_of,
+    pictures_of,
+    runs,
+)
 from dynamixer.study.statistics import CONFIDENCE, Difference, Spread, holm, paired, spread
 from dynamixer.study.words import NOT_RUN, NOTHING, interval_text, markdown, share_of, signed, spread_text
 
@@ -166,6 +180,17 @@ def short(results: Results) -> str:
     return markdown(head, lines)
 
 
+def ranking(results: Results) -> str:
+    """Table 5 in a sentence, best first; empty until a peer was run."""
+    known = [(line.spread.mean, line) for line in lines_of(5, "cifar10", results) if line.spread]
+    if not any(line.row in PEERS for _, line in known):
+        return ""
+    best_first = [line for _, line in sorted(known, key=lambda pair: -pair[0])]
+    told = ", ".join(f"{line.label} {spread_text(line.spread)}" for line in best_first)
+    epochs = config_of(Run("cifar10", BASE, 0), "").epochs
+    return f"Against networks of its size, trained alike for {epochs} epochs, top-1 on CIFAR-10 (seeds): {told}."
+
+
 def plan() -> str:
     """What all of it costs, by the rates that were measured before."""
     counted, out, hours = pictures_of(runs()), [], 0.0
@@ -187,7 +212,8 @@ def blocks(results: Results) -> tuple[dict[str, str], dict[str, Picture]]:
     state = (
         "All runs are done." if done == all_of_it else f"{done} of {all_of_it} runs are done; what is missing says so."
     )
-    text, pictures = {"state": "\n\n".join(filter(None, (short(results), state))), "plan": plan()}, {}
+    head = "\n\n".join(filter(None, (short(results), ranking(results), state)))
+    text, pictures = {"state": head, "plan": plan()}, {}
     for number in TABLES:
         parts = []
         for dataset in ("cifar10", "imagenette") if number == 1 else ("cifar10",):
