@@ -9,13 +9,14 @@ import dynamixer
 from dynamixer import RECIPES
 from dynamixer.models.peers import PEERS as PEER_MODELS
 from dynamixer.study import rows
+from dynamixer.study.measure import parts_of
 from dynamixer.study.rows import MAIN, PEERS, ROWS, TABLES, Run, config_of, protocol, runs
 from dynamixer.training.recipes import ABLATIONS
 from dynamixer.training.setup import build_network
 
 # The paper's tables, as tests/training/test_recipes.py has their options: top-1 of the row and of what it is compared with.
 PAPER = {
-    ("static", 1): 81.5, ("dense", 1): 81.4,
+    ("static", 1): 81.5, ("static_plain", 1): 81.5, ("dense", 1): 81.4,
     ("segments_1", 2): 82.2, ("segments_2", 2): 82.4, ("dynamic", 2): 82.5, ("segments_8", 2): 82.7,
     ("reduced_1", 3): 82.4, ("reduced_4", 3): 82.6, ("reduced_8", 3): 82.7,
     ("no_row", 4): 79.4, ("no_column", 4): 79.2, ("no_channel", 4): 82.1, ("no_reweighting", 4): 81.9, ("shared", 4): 82.2,
@@ -42,6 +43,8 @@ def test_every_row_is_in_a_table_and_in_the_queue_with_its_seeds():
             *range(5 if row in MAIN else 3)
         ]
     assert {run for number in range(1, 7) for run in runs(number)} == set(every)
+    shown = {run for run in every if {"sizes", "depth", "matrices", "corrupted"} & {*parts_of(run, corrupted=True)}}
+    assert shown < {*runs(6)}
 
 
 def test_the_queue_is_the_main_comparison_then_seed_by_seed():

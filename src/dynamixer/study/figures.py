@@ -161,7 +161,7 @@ def _series(title: str, x: str, y: str, values: Series) -> "Figure":
         axes.errorbar(
             [place + apart * (number - (len(values) - 1) / 2) for place in found],
             [one.mean for one in found.values()],
-            yerr=[one.deviation or 0.0 for one in found.values()],
+            yerr=[math.nan if one.deviation is None else one.deviation for one in found.values()],
             color=COLOURS[number % len(COLOURS)],
             linestyle="-" if number < len(COLOURS) else "--",
             marker="o",

@@ -25,7 +25,7 @@ from dynamixer.study.rows import (
     runs,
 )
 from dynamixer.study.statistics import CONFIDENCE, Difference, Spread, holm, paired, spread
-from dynamixer.study.words import NOT_RUN, NOTHING, interval_text, markdown, share_of, signed, spread_text
+from dynamixer.study.words import NOT_RUN, NOTHING, in_order, interval_text, markdown, share_of, signed, spread_text
 
 # The comparisons named before the runs, with the paper's difference: one row less another.
 CONTRASTS = (
@@ -33,6 +33,15 @@ CONTRASTS = (
     ("dynamic_plain", "static_plain", "dynamic against static matrices, without the softmax", None),
     ("dynamic_plain", "dynamic", "without against with the softmax, dynamic matrices", None),
 )
+# Differences that answer further questions; chosen when results had been seen.
+FURTHER = (
+    ("dynamic", "static_plain", "dynamic matrices with the softmax against static ones without"),
+    ("static_plain", "static", "without against with the softmax, static matrices"),
+    ("frozen", "static", "a random generator against static matrices, with the softmax"),
+    ("frozen_plain", "static_plain", "a random generator against static matrices, without the softmax"),
+    ("dense_plain", "dynamic_plain", "dense against dynamic matrices, without the softmax"),
+)
+SMALL = 0.3  # points: published differences, of one run each, that are not judged
 
 
 @dataclass(frozen=True)
@@ -53,8 +62,10 @@ class Line:
     @property
     def verdict(self) -> str:
         """Whether the difference is on the paper's side of zero, if that has one."""
-        if self.row == BASE or self.difference is None or not self.paper:
+        if self.row == BASE or self.difference is None or self.paper is None or abs(self.paper) <= SMALL:
             return NOTHING
+        if self.row == "static":  # a main comparison, judged with correction
+            return "below"
         if not self.difference.sign:
             return "one seed" if self.difference.low is None else "not settled"
         return "agrees" if self.difference.sign * self.paper > 0 else "disagrees"
@@ -89,7 +100,7 @@ def table_text(dataset: str, lines: Iterable[Line], results: Results) -> str:
         cells = [
             line.label,
             NOTHING if size is None else f"{size:,}",
-            NOTHING if time is None else f"{time['ratio']:.2f}x",
+            "not timed" if time is None else f"{time['ratio']:.2f}x",
             spread_text(line.spread),
             NOTHING if line.difference is None else interval_text(line.difference),
             NOTHING if line.difference is None or line.difference.p is None else _p(line.difference.p),
@@ -115,8 +126,10 @@ def sentence(lines: Sequence[Line]) -> str:
     parts = [
         f"{word} than {base}: {_named(found)}" for word, found in (("better", sides[1]), ("worse", sides[-1])) if found
     ]
-    text = "; ".join(parts) or f"no difference to {base} is settled"
-    judged = [v for v in known if v.paper is not None]
+    tested = any(line.difference and line.difference.low is not None for line in known)
+    none = f"no interval of a difference to {base} leaves out zero" if tested else "one seed: nothing can be tested yet"
+    text = "; ".join(parts) or none
+    judged = [v for v in known if v.verdict not in (NOTHING, "below")]
     if judged:
         said = [(w, [v for v in judged if v.verdict == w]) for w in ("agrees", "disagrees", "not settled", "one seed")]
         text += f". Against what is published: {'; '.join(f'{word} {_labels(found)}' for word, found in said if found)}"
@@ -163,10 +176,30 @@ def contrasts(dataset: str, results: Results) -> str:
     return "\n".join(["Main comparisons, p-values corrected by Holm's method, 95 % intervals not:", "", *out])
 
 
+def further(dataset: str, results: Results) -> str:
+    """Other differences, uncorrected, and how much the softmax costs beside what being dynamic gains."""
+    out = []
+    for a, b, words in FURTHER:
+        if d := paired(results.tops(dataset, a), results.tops(dataset, b)):
+            p = "by one seed" if d.p is None else f"p {_p(d.p)}"
+            out.append(f"- {words}: {interval_text(d)} points over {d.seeds} seed{'s' * (d.seeds > 1)}: {p}")
+    if not out:
+        return ""
+    text = "\n".join(["Further differences, chosen when results had been seen, not corrected:", "", *out])
+    gains = [paired(results.tops(dataset, a), results.tops(dataset, b)) for a, b, *_ in CONTRASTS]
+    if all(d and d.mean > 0 for d in gains):
+        with_it, without, dropping = (d.mean for d in gains if d)
+        text += (
+            f"\n\nDropping the softmax gains {dropping / with_it:.1f} times what being dynamic gains with it, "
+            f"and {dropping / without:.1f} times what it gains without it."
+        )
+    return text
+
+
 def short(results: Results) -> str:
-    """The main comparisons in a table, for who reads no further; empty where nothing was run."""
+    """The main comparisons in a table, and the other reading of the paper's, for who reads no further; or nothing yet."""
     lines = []
-    for a, b, words, paper in CONTRASTS:
+    for a, b, words, paper in (*CONTRASTS, (*FURTHER[0], CONTRASTS[0][3])):
         found = [paired(results.tops(dataset, a), results.tops(dataset, b)) for dataset in DATASETS]
         cells = [NOT_RUN if d is None else f"{interval_text(d)}, {d.seeds} seed{'s' * (d.seeds > 1)}" for d in found]
         lines.append((words, *cells, NOTHING if paper is None else signed(paper, 1)))
@@ -182,13 +215,13 @@ def short(results: Results) -> str:
 
 def ranking(results: Results) -> str:
     """Table 5 in a sentence, best first; empty until a peer was run."""
-    known = [(line.spread.mean, line) for line in lines_of(5, "cifar10", results) if line.spread]
-    if not any(line.row in PEERS for _, line in known):
+    found = {line.row: line for line in lines_of(5, "cifar10", results) if line.tops}
+    told = in_order({line.label: line.tops for line in found.values()})
+    if not told or not found.keys() & {*PEERS}:
         return ""
-    best_first = [line for _, line in sorted(known, key=lambda pair: -pair[0])]
-    told = ", ".join(f"{line.label} {spread_text(line.spread)}" for line in best_first)
     epochs = config_of(Run("cifar10", BASE, 0), "").epochs
-    return f"Against networks of its size, trained alike for {epochs} epochs, top-1 on CIFAR-10 (seeds): {told}."
+    data = f"trained alike for {epochs} epochs, top-1 on CIFAR-10 over the seeds that all have"
+    return f"Against networks of its size, {data}: {told}."
 
 
 def plan() -> str:
@@ -226,7 +259,7 @@ def blocks(results: Results) -> tuple[dict[str, str], dict[str, Picture]]:
                 name = f"evidence-{number}{'-imagenette' if dataset != 'cifar10' else ''}.png"
                 pictures[name] = _drawn(number, dataset, lines)
                 parts.append(f"![{pictures[name].caption}](images/{name})")
-            parts.append(contrasts(dataset, results) if number == 1 else "")
+            parts += [contrasts(dataset, results), further(dataset, results)] if number == 1 else []
             parts.append(sentence(lines))
         text[str(number)] = "\n\n".join(part for part in parts if part)
     text[str(BEYOND)], more = beyond.block(results)

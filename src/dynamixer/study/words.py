@@ -1,6 +1,7 @@
 """How the page writes figures."""
 
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 
 from dynamixer.study.results import Results
 from dynamixer.study.rows import Run
@@ -28,6 +29,13 @@ def interval_text(d: Difference) -> str:
     return (
         signed(d.mean) if d.low is None or d.high is None else f"{signed(d.mean)} [{signed(d.low)}, {signed(d.high)}]"
     )
+
+
+def in_order(every: Mapping[str, Mapping[int, float]], *, digits: int = 2) -> str:
+    """Labels with their means, the largest first, over the seeds that all have; none where there is no such seed."""
+    seeds = set.intersection(*map(set, every.values())) if every else set()
+    means = {label: statistics.fmean(found[seed] for seed in seeds) for label, found in every.items() if seeds}
+    return ", ".join(f"{label} {mean:.{digits}f}" for label, mean in sorted(means.items(), key=lambda pair: -pair[1]))
 
 
 def markdown(head: Sequence[object], lines: Sequence[Sequence[str]]) -> str:
