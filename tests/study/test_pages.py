@@ -1,21 +1,22 @@
 """The page: what the repository's says is what its results give, and what made-up results give says the right thing."""
 
-import math
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from dynamixer import UserError
+from dynamixer.explain import mixing_matrices
 from dynamixer.study import beyond
 from dynamixer.study.figures import drawn
 from dynamixer.study.measure import KINDS, SEVERITIES, SIZES, parts_of
 from dynamixer.study.pages import blocks, contrasts, further, lines_of, ranking, sentence, short, write_page
 from dynamixer.study.results import Results
-from dynamixer.study.rows import MAIN, Run, config_of, protocol, runs
+from dynamixer.study.rows import MAIN, ROWS, Run, config_of, protocol, runs
 from dynamixer.study.statistics import paired
 from dynamixer.study.words import NOTHING
 
@@ -117,12 +118,13 @@ def test_peers_are_ranked_once_one_was_run_over_the_seeds_that_all_have(tmp_path
     assert told.endswith("ViT 50.00.")
 
 
-def test_normal_noise_has_the_entropy_that_the_page_says():
-    for count in (7, 8, 14, 16):
-        weights = torch.randn(4000, count, generator=torch.Generator().manual_seed(0)).abs()
-        shares = weights / weights.sum(1, keepdim=True)
-        entropy = -(shares * shares.log()).sum(1).mean() / math.log(count)
-        assert 0.86 < entropy < 0.91
+@pytest.mark.parametrize("row", ["dynamic_plain", "static_plain", "dense_plain"])
+def test_untrained_matrices_without_the_softmax_have_the_entropy_that_the_page_says(row):
+    torch.manual_seed(0)
+    model = timm.create_model("dynamixer_nano", **ROWS[row].model).eval()
+    mixings = mixing_matrices(model, torch.randn(4, 3, 32, 32))
+    found = [float(mixing.entropy(axis).mean()) for mixing in mixings for axis in ("row", "column")]
+    assert sum(found) / len(found) == pytest.approx(0.9, abs=0.03)
 
 
 def test_further_differences_are_not_corrected_and_weigh_the_softmax(tmp_path):

@@ -31,11 +31,11 @@ def interval_text(d: Difference) -> str:
     )
 
 
-def in_order(every: Mapping[str, Mapping[int, float]], *, digits: int = 2) -> str:
+def in_order(every: Mapping[str, Mapping[int, float]]) -> str:
     """Labels with their means, the largest first, over the seeds that all have; none where there is no such seed."""
     seeds = set.intersection(*map(set, every.values())) if every else set()
     means = {label: statistics.fmean(found[seed] for seed in seeds) for label, found in every.items() if seeds}
-    return ", ".join(f"{label} {mean:.{digits}f}" for label, mean in sorted(means.items(), key=lambda pair: -pair[1]))
+    return ", ".join(f"{label} {mean:.2f}" for label, mean in sorted(means.items(), key=lambda pair: -pair[1]))
 
 
 def markdown(head: Sequence[object], lines: Sequence[Sequence[str]]) -> str:
