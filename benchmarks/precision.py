@@ -59,7 +59,7 @@ def part(found: dict[str, Any]) -> str:
     ]
     first = found["rows"][0]
     today = abs(dynamixer.load("dynamixer_tiny").trained["test"]["top1"] - first["accuracy"]) < 0.05
-    weights = "as it ships" if today else "with the weights that shipped before today's"
+    weights = "as it ships" if today else "with weights that shipped earlier"
     title = f"`dynamixer_tiny` {weights}, {first['pictures']:,} pictures of Imagenette's validation split, by the C++ kernels:"
     head = ["| | top-1 | the same class as the model | largest difference of a logit |", "|---|---|---|---|"]
     return "\n".join([title, "", *head, *rows])
