@@ -66,7 +66,7 @@ def _against(words: str, ours: BySeed, theirs: BySeed) -> str:
     difference = paired(ours, theirs)
     if difference is None:
         return f"{words}: {NOT_RUN}"
-    return f"{words}: {interval_text(difference)} points"
+    return f"{words}: {interval_text(difference)} points{' by one seed' if difference.seeds == 1 else ''}"
 
 
 def _less_data(results: Results) -> tuple[str, dict[str, Picture]]:
