@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 import safetensors.torch
@@ -9,6 +12,7 @@ import dynamixer
 from dynamixer import RunError, UserError
 from dynamixer.data import Preprocessing
 from dynamixer.models.checkpoint import KEY, create_model, save_checkpoint
+from dynamixer.training.setup import is_leftover
 from helpers import sharpen
 
 ARGS = {"num_classes": 3, "img_size": [40, 24], "softmax": False}
@@ -51,6 +55,30 @@ def test_a_weight_that_is_not_finite_is_never_saved(saved, tmp_path):
             preprocessing=Preprocessing.of(model), trained={},
         )  # fmt: skip
     assert path.read_bytes() == before
+
+
+KILLED = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from dynamixer.data import Preprocessing
+from dynamixer.models.checkpoint import save_checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python asks to live on
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+kept = Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3)
+about = {"name": "dynamixer_nano", "args": {}, "classes": ("a", "b"), "trained": {}}
+save_checkpoint(Path(sys.argv[1]), {"weight": torch.ones(1000)}, preprocessing=kept, **about)
+"""
+
+
+def test_what_a_kill_inside_a_write_leaves_is_known_as_a_leftover(tmp_path):
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "best.safetensors")], check=False, timeout=100
+    )
+    assert killed.returncode == -signal.SIGXFSZ
+    left = list(tmp_path.iterdir())
+    assert left
+    assert all(is_leftover(path) for path in left), left
 
 
 def rewrite(path, weights=None, **change):

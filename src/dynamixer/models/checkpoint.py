@@ -96,10 +96,8 @@ def save_checkpoint(
         "trained": trained,
     }
     with whole_file(path) as temporary:
-        try:
-            safetensors.torch.save_file(weights, temporary, metadata={KEY: json.dumps(about)})
-        except safetensors.SafetensorError as error:  # its way to pass on what the system said
-            raise RunError(f"{path} could not be written: {error}.") from None
+        # not save_file, which writes to a file of its own beside this one, that nobody would remove after a kill
+        temporary.write_bytes(safetensors.torch.save(weights, metadata={KEY: json.dumps(about)}))
 
 
 def find_checkpoint(model: str | Path) -> Path:
