@@ -111,6 +111,16 @@ def table_text(dataset: str, lines: Iterable[Line], results: Results) -> str:
     return "\n".join(out)
 
 
+def timed(dataset: str, results: Results) -> str:
+    """On what the steps of a dataset's tables were timed; nothing before they were."""
+    if not (time := results.time(dataset, BASE)):
+        return ""
+    return (
+        f"Steps of {time['batch']} pictures, {time['rounds']} in turn, with {time['threads']} thread of {time['cpu']}, "
+        f"torch {time['torch']}: {time['milliseconds']:.0f} ms for {ROWS[BASE].label}."
+    )
+
+
 def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
@@ -255,6 +265,7 @@ def blocks(results: Results) -> tuple[dict[str, str], dict[str, Picture]]:
             parts.append(f"{DATASETS[dataset].title}; runs done: {done} of {all_of_it}.")
             if done:
                 parts.append(table_text(dataset, lines, results))
+                parts.append(timed(dataset, results) if number == 1 else "")
             if any(line.difference for line in lines):
                 name = f"evidence-{number}{'-imagenette' if dataset != 'cifar10' else ''}.png"
                 pictures[name] = _drawn(number, dataset, lines)
