@@ -13,7 +13,13 @@ def test_the_choice_is_logged(capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"), [("gpu", "unknown device 'gpu'"), ("cuda:x", "unknown device"), ("", "unknown")]
+    ("name", "sentence"),
+    [
+        ("gpu", "unknown device 'gpu'"),
+        ("cuda:x", "unknown device"),
+        ("cpu:99999999999999999999", "there is no cpu:9"),
+        ("", "unknown"),
+    ],
 )
 def test_unknown_devices_are_refused(name, sentence):
     with pytest.raises(UserError, match=sentence):

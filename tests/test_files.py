@@ -4,8 +4,8 @@ import stat
 
 import pytest
 
-from dynamixer import RunError
-from dynamixer.files import reason, whole_file, write_text
+from dynamixer import RunError, UserError
+from dynamixer.files import is_leftover, reason, whole_file, write_text
 
 
 def test_a_file_appears_whole_with_the_usual_mode(tmp_path):
@@ -37,6 +37,31 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"file/a.txt could not be written"):
         write_text(tmp_path / "file" / "a.txt", "x")
+
+
+def test_a_pipe_stays_one_and_a_link_is_followed(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe is a device or a pipe: the name of a file is needed"):
+        write_text(tmp_path / "pipe", "x")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    (tmp_path / "link").symlink_to("elsewhere.txt")
+    write_text(tmp_path / "link", "x")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "elsewhere.txt").read_text() == "x"
+
+
+def test_only_what_whole_file_leaves_is_a_leftover(tmp_path):
+    with whole_file(tmp_path / "a.b.json") as temporary:
+        assert is_leftover(temporary)
+    for name in (
+        ".config.yaml.swp",
+        ".my.notes.txt",
+        ".a.json.abcdefgh.yaml",
+        "a.json.abcdefgh.json",
+        ".json.abc.json",
+    ):
+        (tmp_path / name).touch()
+        assert not is_leftover(tmp_path / name)
 
 
 def test_reasons_are_words():

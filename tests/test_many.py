@@ -265,6 +265,58 @@ def test_what_belongs_to_another_job_is_refused_and_left_alone(folder, model, tm
         run(folder, model, tmp_path / "x.parquet")
 
 
+def test_output_that_lies_among_its_pictures_is_not_read(model, tmp_path, undisturbed, folder):
+    rows = [{"bytes": picture(number)} for number in range(6)]
+    pq.write_table(pa.table({"image": rows}), tmp_path / "in.parquet")
+    out = tmp_path / "p.parquet"
+    (tmp_path / "p.parquet.parts").mkdir()
+    (tmp_path / "p.parquet.parts/part-0000000.parquet").touch()
+    with pytest.raises(UserError, match="parts of an unknown job"):  # and not: has no column of pictures
+        run(tmp_path, model, out)
+    shutil.rmtree(tmp_path / "p.parquet.parts")
+    done = run(tmp_path, model, out)
+    assert run(tmp_path, model, out).to_dict() == done.to_dict()
+    assert done.pictures == 6
+
+
+def test_a_mistake_leaves_nothing_that_forbids_the_next_try(folder, model, tmp_path, monkeypatch, undisturbed):
+    out = tmp_path / "p.parquet"
+    with pytest.raises(UserError):
+        run(folder, model, out, size=100_000)
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "_compute", lambda *_: (_ for _ in ()).throw(RuntimeError("can't allocate memory")))
+        with pytest.raises(RuntimeError):
+            run(folder, model, out, batch_size=7)
+    assert list(tmp_path.iterdir()) == []
+    run(folder, model, out)
+    assert both(out) == undisturbed
+
+
+def test_who_waited_for_a_lock_takes_up_what_the_other_left(folder, model, tmp_path, monkeypatch, undisturbed):
+    """The other has finished meanwhile, and has removed the file that both would lock."""
+    out = tmp_path / "p.parquet"
+    parts, real, asked = tmp_path / "p.parquet.parts", parts_module.locked, []
+    parts.mkdir()
+    held = (parts / "lock").open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
+
+    def finished_meanwhile(file, patience):
+        asked.append(file)
+        if not out.exists():
+            out.write_bytes(undisturbed[0])
+            out.with_suffix(".bad.jsonl").write_bytes(undisturbed[1])
+            shutil.rmtree(parts)
+            held.close()
+        return real(file, patience)
+
+    monkeypatch.setattr(parts_module, "locked", finished_meanwhile)
+    monkeypatch.setattr(run_module, "_compute", lambda *_: pytest.fail("all was done"))
+    assert run(folder, model, out).predicted == COUNT - 3
+    assert len(asked) == 2
+    assert both(out) == undisturbed
+    assert not parts.exists()
+
+
 def test_a_lock_that_a_killed_process_left_to_its_workers_is_waited_for(folder, model, tmp_path, undisturbed):
     out = tmp_path / "p.parquet"
     (tmp_path / "p.parquet.parts").mkdir()

@@ -7,6 +7,7 @@ from PIL import Image
 
 import dynamixer
 from dynamixer.data import Preprocessing, decode
+from dynamixer.explain.report import explain
 from dynamixer.models.checkpoint import save_checkpoint
 from dynamixer.predict import find_pictures
 from helpers import sharpen
@@ -73,7 +74,31 @@ def test_folders_are_searched_through_and_what_is_left_out_is_said(tmp_path, cap
     assert said in capsys.readouterr().err
 
 
+def test_answers_that_are_no_numbers_are_a_failure(model, tmp_path):
+    checkpoint = dynamixer.load(model)
+    weights = {key: value * 1e30 for key, value in checkpoint.model.state_dict().items()}
+    about = {"name": "dynamixer_nano", "args": ARGS, "classes": ("a", "b", "c"), "trained": {}}
+    path = tmp_path / "x.safetensors"
+    save_checkpoint(path, weights, preprocessing=checkpoint.preprocessing, **about)
+    for call in (
+        lambda: dynamixer.predict([EXAMPLES], path, device="cpu"),
+        lambda: dynamixer.predict_many([EXAMPLES], path, tmp_path / "p.parquet", device="cpu"),
+        lambda: explain(sorted(EXAMPLES.glob("*.png"))[0], path, out=tmp_path / "explained", device="cpu"),
+    ):
+        with pytest.raises(dynamixer.RunError, match="numbers that are not finite"):
+            call()
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_a_name_that_is_no_utf_8_is_drawn_with_a_mark(model, tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "caf\udce9.png")
+    dynamixer.predict([tmp_path], model, device="cpu", sheet=tmp_path / "sheet" / "sheet.png")
+    assert (tmp_path / "sheet" / "sheet.png").stat().st_size > 1000
+
+
 def test_what_cannot_be_predicted_is_refused(model, tmp_path):
+    with pytest.raises(dynamixer.UserError, match="one of the paths is empty"):
+        dynamixer.predict([""], model)
     with pytest.raises(dynamixer.UserError, match="has no pictures"):
         dynamixer.predict([tmp_path], model)
     with pytest.raises(dynamixer.UserError, match="no pictures were given"):

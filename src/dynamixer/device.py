@@ -27,6 +27,8 @@ def resolve_device(name: str = "auto") -> torch.device:
         found = torch.accelerator.current_accelerator(check_available=True)
         device = found or torch.device("cpu")
     else:
+        if len(index) > 4:
+            raise UserError(f"there is no {name}.")
         device = torch.device(name)
         if kind != "cpu":
             backend: Any = getattr(torch, kind, None)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from dynamixer.errors import RunError, UserError
-from dynamixer.files import write_text
+from dynamixer.files import is_leftover, write_text
 from dynamixer.logs import log
 from dynamixer.models.about import CONFIG
 from dynamixer.models.checkpoint import Checkpoint, load, save_checkpoint
@@ -59,7 +59,9 @@ def write_folder(
     path = checkpoint.path.resolve()
     stem = path.parent.name if path.stem in ("best", "last", "model") else path.stem
     folder = Path(out) if out is not None else Path(f"{stem}-hub")
-    if folder.exists() and (not folder.is_dir() or any(p.name not in FILES for p in folder.iterdir())):
+    if folder.exists() and (
+        not folder.is_dir() or any(p.name not in FILES and not is_leftover(p) for p in folder.iterdir())
+    ):
         raise UserError(f"{folder} holds something else: give --out the name of a new folder.")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
         raise UserError(f"{license!r} is not the identifier of a licence, such as apache-2.0, cc-by-nc-4.0 or other.")

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from dynamixer.data.decode import SUFFIXES, BadImage, decode
-from dynamixer.data.sources import files_in
+from dynamixer.data.sources import files_in, named
 from dynamixer.device import resolve_device
-from dynamixer.errors import UserError
-from dynamixer.files import check_picture_path, whole_file
+from dynamixer.errors import RunError, UserError
+from dynamixer.files import check_picture_path, in_utf8, whole_file
 from dynamixer.logs import log
 from dynamixer.models.checkpoint import load
 from dynamixer.models.shipped import DEFAULT
@@ -49,6 +49,18 @@ class Predictions:
         return asdict(self)
 
 
+def probabilities(logits: Tensor) -> Tensor:
+    """Logits [B, K] -> probabilities [B, K], float32 on the CPU.
+
+    Raises:
+        RunError: they are not finite.
+    """
+    shares = logits.float().softmax(1).cpu()
+    if not shares.isfinite().all():
+        raise RunError("the model answers with numbers that are not finite: its weights cannot be used.")
+    return shares
+
+
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
     """The files that paths mean: themselves, or for a folder all pictures in it, sorted, folders within included; none hidden.
 
@@ -56,7 +68,7 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
         UserError: a folder without pictures.
     """
     found: list[Path] = []
-    for path in map(Path, paths):
+    for path in map(Path, named(paths)):
         if not path.is_dir():
             found.append(path)
             continue
@@ -97,6 +109,7 @@ def predict(
 
     Raises:
         UserError: no such model, no paths, or a folder without pictures.
+        RunError: the model's answer is not finite, or the sheet cannot be written.
     """
     if top < 1 or batch_size < 1:
         raise UserError(f"top={top} and batch_size={batch_size} have to be above 0.")
@@ -131,8 +144,9 @@ def predict(
                     picture.thumbnail((256, 256))
                     thumbnails.append(picture)
             if chunk:
-                probabilities = network(torch.stack(chunk).to(where)).float().softmax(1).cpu()
-                best = probabilities.topk(min(top, len(checkpoint.classes)), dim=1)
+                best = probabilities(network(torch.stack(chunk).to(where))).topk(
+                    min(top, len(checkpoint.classes)), dim=1
+                )
                 for name, shares, indices in zip(names, best.values.tolist(), best.indices.tolist(), strict=True):
                     guesses = tuple(Guess(checkpoint.classes[i], p) for i, p in zip(indices, shares, strict=True))
                     found.results.append(Prediction(name, guesses))
@@ -141,7 +155,7 @@ def predict(
         from dynamixer.plots import prediction_sheet  # noqa: PLC0415 - matplotlib takes a second to import
 
         shown = [
-            (picture, Path(result.path).name, [(guess.label, guess.probability) for guess in result.top])
+            (picture, in_utf8(Path(result.path).name), [(guess.label, guess.probability) for guess in result.top])
             for picture, result in zip(thumbnails, found.results, strict=False)
         ]
         with whole_file(Path(sheet)) as temporary:

@@ -159,6 +159,8 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path):
     (tmp_path / "one").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "one" / "a.png")
     (tmp_path / "file").touch()
+    mine = tmp_path / "token-03.png"
+    Image.new("RGB", (9, 9)).save(mine)
     out = {"out": tmp_path / "out", "device": "cpu"}
     for call, words in (
         (lambda: explain(tmp_path / "gone.png", model, **out), "gone.png does not exist"),
@@ -171,6 +173,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path):
         (lambda: explain(BAG, model, **out, limit=1), "limit=1"),
         (lambda: explain(BAG, model, **out, size=0), "size"),
         (lambda: explain(BAG, model, out=tmp_path / "file"), "file is a file"),
+        (lambda: explain(mine, model, out=tmp_path), "token-03.png would be overwritten: give --out another"),
     ):
         with pytest.raises(UserError, match=words):
             call()

@@ -11,8 +11,8 @@ import torch
 import dynamixer
 from dynamixer import RunError, UserError
 from dynamixer.data import Preprocessing
+from dynamixer.files import is_leftover
 from dynamixer.models.checkpoint import KEY, create_model, save_checkpoint
-from dynamixer.training.setup import is_leftover
 from helpers import sharpen
 
 ARGS = {"num_classes": 3, "img_size": [40, 24], "softmax": False}

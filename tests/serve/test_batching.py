@@ -10,12 +10,7 @@ from dynamixer.serve.settings import Refused
 
 def run(scenario):
     async def whole():
-        task = None
-        try:
-            return await asyncio.wait_for(scenario(lambda batcher: asyncio.create_task(batcher.run())), 10)
-        finally:
-            if task is not None:
-                task.cancel()
+        return await asyncio.wait_for(scenario(lambda batcher: asyncio.create_task(batcher.run())), 10)
 
     return asyncio.run(whole())
 

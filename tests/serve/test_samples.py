@@ -1,5 +1,7 @@
 """Which pictures the page offers."""
 
+from PIL import Image
+
 from dynamixer.data.decode import Limits
 from dynamixer.data.sources import EMBEDDED, open_data
 from dynamixer.serve.samples import AVERAGED, find_samples
@@ -17,3 +19,10 @@ def test_clothes_for_a_model_of_clothes_and_photographs_for_others():
         None, Limits(file_bytes=10_000), ("tench", "church")
     )  # the page could not send the photographs
     assert [sample.name for sample in small[:10]] == list(clothes.classes)
+
+
+def test_pictures_that_the_server_does_not_accept_do_not_take_the_place_of_others(tmp_path):
+    for number in range(AVERAGED + 1):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"a{number:03}.tif")
+    Image.new("RGB", (4, 4)).save(tmp_path / "z.png")
+    assert [sample.name for sample in find_samples(tmp_path, Limits(), ())] == ["z"]

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from dynamixer import UserError
 from dynamixer.study import queue
 from dynamixer.study.jobs import Place, place_of
-from dynamixer.study.queue import locked, study
+from dynamixer.study.queue import held, study
 from dynamixer.study.results import Results
 from dynamixer.study.rows import Run, runs
 
@@ -142,8 +143,18 @@ def test_results_of_another_protocol_are_refused(place, tmp_path):
     assert go(place, tmp_path / "results", WANTED[:1], words=["workers=1"]).done == 0  # no result depends on it
 
 
+def test_what_was_measured_of_earlier_weights_is_forgotten(place, tmp_path, monkeypatch):
+    go(place, tmp_path / "results", WANTED[:1])
+    measured = place.work / str(WANTED[0]) / "measured.json"
+    assert measured.exists()
+    shutil.rmtree(tmp_path / "results")
+    monkeypatch.setenv("FAKE_FAILING", "seed0")
+    assert go(place, tmp_path / "results", WANTED[:1]).failed == [str(WANTED[0])]
+    assert not measured.exists()
+
+
 def test_a_second_queue_is_refused(place, tmp_path):
-    with locked(place.work), pytest.raises(UserError, match="another queue is at work"):
+    with held(place.work), pytest.raises(UserError, match="another queue is at work"):
         go(place, tmp_path / "results")
     assert go(place, tmp_path / "results").done == 6
 

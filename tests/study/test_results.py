@@ -34,6 +34,13 @@ def test_a_run_added_again_replaces_itself_and_the_order_is_always_the_same(tmp_
     assert (tmp_path / "one/runs.csv").read_bytes() == (tmp_path / "other/runs.csv").read_bytes()
 
 
+def test_two_that_add_at_once_lose_nothing(tmp_path):
+    one, other = Results(tmp_path), Results(tmp_path)
+    one.add(RUN, {"runs": [LINE]})
+    other.add(Run("cifar10", "dense", 2), {"runs": [LINE]})
+    assert len(Results(tmp_path).lines["runs"]) == 2
+
+
 def test_parts_without_their_run_do_not_count(tmp_path):
     """They are left where a queue was killed between two files."""
     results = Results(tmp_path)

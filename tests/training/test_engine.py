@@ -23,6 +23,7 @@ from PIL import Image
 
 import dynamixer
 from dynamixer import RunError, TrainConfig, UserError
+from dynamixer.lock import locked, unlock
 from dynamixer.training import engine, folder
 from dynamixer.training.checkpoint import damage
 from poison import Poison
@@ -118,6 +119,13 @@ def test_mixed_sizes_and_options_train(tmp_path):
         ({"model_args": {"reduced": 0}}, "are 1 or more"),
         ({"model_args": {"patch_size": 0}}, "are 1 or more"),
         ({"model_args": {"global_pool": "foo"}}, "cannot be built"),
+        ({"model_args": {"device": "meta"}}, "model.device=meta cannot be set: the weights could not be read again"),
+        ({"model": "resnet10t", "model_args": {"features_only": True}}, "model.features_only=True cannot be set"),
+        (
+            {"model": "resnet10t", "model_args": {"block_args": {"attn_layer": "se"}}},
+            "model.block_args=.* cannot be set",
+        ),
+        ({"color_jitter": 1e300}, "is too strong"),
         ({"model": "test_vit", "model_args": {}, "size": 50}, "does not take pictures of 50x50|cannot be built"),
         ({"seed": 2**64}, "below 2"),
         ({"lr": float("inf")}, "finite"),
@@ -191,7 +199,8 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(kind, steps):
     assert (result.steps, result.skipped) == (6, len(steps))
     assert poison.changed == [number not in steps for number in range(6)]
     assert [row["skipped"] for row in rows] == [str(len(steps & set(range(3)))), str(len(steps))]
-    assert all(math.isfinite(float(row["train_loss"])) or steps for row in rows)
+    whole = [not {*range(3 * epoch, 3 * epoch + 3)} <= steps for epoch in range(2)]
+    assert [math.isfinite(float(row["train_loss"])) for row in rows] == whole
 
 
 def test_processes_leave_a_step_out_together(tmp_path):
@@ -269,6 +278,15 @@ def test_what_a_kill_left_half_written_is_no_run_and_is_cleared_away(tmp_path):
 def test_a_folder_that_cannot_be_made_is_found_before_the_data_is_read(tmp_path):
     with pytest.raises(UserError, match=r"no run folder can be made at /proc/run: .*; give another --out"):
         dynamixer.train(config(data="nowhere"), "/proc/run")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for out, sentence in (
+        ("file/run", "Not a directory"),
+        ("link", "a link that leads nowhere"),
+        ("link/run", "No such"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            dynamixer.train(config(data="nowhere"), tmp_path / out)
 
 
 def test_if_no_held_out_picture_can_be_read_nothing_is_trained(tmp_path):
@@ -412,7 +430,7 @@ def test_a_compiled_run_comes_to_the_same(tmp_path):
     assert max(float((a[key] - b[key]).abs().max()) for key in a) < 1e-3
 
 
-def test_a_failed_save_keeps_the_epochs_before(tmp_path, monkeypatch):
+def test_a_failed_save_keeps_the_epochs_before(tmp_path, monkeypatch, run, capsys):
     real, calls = folder.save_checkpoint, []
 
     def save(*args, **options):
@@ -426,4 +444,51 @@ def test_a_failed_save_keeps_the_epochs_before(tmp_path, monkeypatch):
         dynamixer.train(config(), tmp_path / "run")
     assert dynamixer.load(tmp_path / "run").trained["epoch"] == 1
     monkeypatch.undo()
-    assert dynamixer.train(config(), tmp_path / "run").best_epoch in (1, 2)
+    dynamixer.train(config(), tmp_path / "run")
+    assert "resuming after step" in capsys.readouterr().err
+    assert (tmp_path / "run/metrics.csv").read_bytes() == (run.run / "metrics.csv").read_bytes()
+
+
+def test_a_signal_while_held_out_pictures_are_read_leaves_a_checkpoint(tmp_path, monkeypatch, run):
+    def stopped(*_, stop, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+
+    monkeypatch.setattr(engine, "tally", stopped)
+    with pytest.raises(SystemExit) as ended:
+        dynamixer.train(config(), tmp_path / "run")
+    assert ended.value.code == 143
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [f"step-{run.steps // 2:08d}"]
+    assert len((tmp_path / "run/timing.csv").read_text().splitlines()) == 2
+    monkeypatch.undo()
+    dynamixer.train(config(), tmp_path / "run")
+    assert (tmp_path / "run/metrics.csv").read_bytes() == (run.run / "metrics.csv").read_bytes()
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "PATIENCE", 0.1)
+    dynamixer.train(config(epochs=1), tmp_path / "run")
+    (tmp_path / "run/.last.safetensors.abcdefgh.safetensors").touch()  # what the other is writing
+    held = os.open(tmp_path / "run", os.O_RDONLY)
+    assert locked(held)
+    with pytest.raises(UserError, match=r"another process trains in .*/run: wait for it"):
+        dynamixer.train(config(epochs=1), tmp_path / "run")
+    assert (tmp_path / "run/.last.safetensors.abcdefgh.safetensors").exists()
+    unlock(held)
+    dynamixer.train(config(epochs=1), tmp_path / "run")
+
+
+def test_classes_of_any_script_come_back_and_others_are_refused_at_once(tmp_path):
+    names = ("नमस्\u200dते", "chien\u00a0noir")
+    root = two_classes(tmp_path)
+    for before, name in zip(("cat", "dog"), names, strict=True):
+        (root / before).rename(root / name)
+    options = {"data": str(root), "limit_train": None, "batch_size": 4, "epochs": 1}
+    result = dynamixer.train(config(**options), tmp_path / "run")
+    assert dynamixer.load(result.run).classes == tuple(sorted(names))
+    for odd in ("\x1b[2J", "caf\udce9"):
+        (root / names[0]).rename(root / odd)
+        with pytest.raises(UserError, match="which cannot be written down"):
+            dynamixer.train(config(**options), tmp_path / "other")
+        (root / odd).rename(root / names[0])
+    assert not (tmp_path / "other").exists()

@@ -25,6 +25,7 @@ import torch
 
 import dynamixer
 from dynamixer import RunError
+from dynamixer.training import checkpoint as checkpoint_module
 from dynamixer.training.checkpoint import Checkpoints, damage, state_of
 from dynamixer.training.world import World
 
@@ -157,18 +158,21 @@ def test_a_signal_leaves_a_checkpoint_within_30_seconds(whole, tmp_path, number,
     rng = random.Random(number)
     for attempt in range(10 if LONG else 1):
         out = tmp_path / f"run{attempt}"
-        process = start(out, *words(*setting))
+        process = start(out, *words(*setting, "checkpoint_every=3"))
         while not newest(out):
             time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.4))
+        time.sleep(rng.uniform(0, 0.4) if LONG else 0)  # without: in the step after the checkpoint
         began = time.perf_counter()
         os.killpg(process.pid, number)
         _, stderr = process.communicate(timeout=30)
         assert process.returncode == code, stderr
         assert "Traceback" not in stderr
         assert time.perf_counter() - began < 30
-        assert re.search(r"stopped after step \d+, with a checkpoint", stderr)
-        finish(out, *words(*setting))
+        stopped = re.search(r"stopped after step (\d+), with a checkpoint", stderr)
+        assert newest(out) == f"step-{int(stopped[1]):08d}"
+        _, stderr = finish(out, *words(*setting, "checkpoint_every=3"))
+        assert f"resuming after step {stopped[1]}," in stderr
+        assert sum(int(row["pictures"]) for row in table(out / "timing.csv")) == 320
         assert final(out) == final(whole(setting))
 
 
@@ -227,6 +231,21 @@ def test_every_damage_is_found_and_the_checkpoint_before_is_used(saved, capsys):
     assert saved.latest() == older
     assert "step-00000003 is damaged" in capsys.readouterr().err
     assert saved.steps() == [older]
+
+
+def test_a_checkpoint_that_cannot_be_looked_at_is_not_thrown_away(saved, monkeypatch):
+    def no_more(_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    before = saved.steps()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "_manifest", no_more)
+        with pytest.raises(
+            RunError, match="step-00000003 could not be looked at: Too many open files; it stays as it is"
+        ):
+            saved.latest()
+    assert saved.steps() == before
+    assert saved.latest() == before[0]
 
 
 @pytest.mark.parametrize("fault", ["none", "rename"])

@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 
+from dynamixer import UserError
 from dynamixer.cli import _guarded, cli
 from dynamixer.training import RECIPES, TrainConfig
 from dynamixer.training.resolve import resolve, show
@@ -82,3 +83,9 @@ def test_a_mistake_is_refused_before_any_work(tmp_path, monkeypatch, capsys, mut
 
 def test_there_are_sixty():
     assert len(set(MUTATIONS)) >= 60
+
+
+@pytest.mark.parametrize("words", [["model_args=3", "model.softmax=false"], ["model_args={1: 2}"]])
+def test_options_of_the_model_that_are_none_are_a_sentence(words):
+    with pytest.raises(UserError, match=r"are no options: give each as model\.NAME=VALUE"):
+        resolve(words=words)

@@ -79,7 +79,8 @@ def _guarded(command: Callable[[], Any]) -> int:  # noqa: PLR0911 - one for each
         click.echo("stopped; what was written before stays.", err=True)
         return INTERRUPTED
     except RuntimeError as error:
-        known = {"out of memory": "a smaller batch_size, accumulate=2 or grad_checkpointing=true needs less",
+        memory = "smaller batches or pictures need less; in training also accumulate=2 and grad_checkpointing=true"
+        known = {"out of memory": memory, "allocate memory": memory,
                  "DataLoader worker": "fewer workers need less memory"}  # fmt: skip
         advice = [hint for words, hint in known.items() if words in str(error)]
         if not advice:

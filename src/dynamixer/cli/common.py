@@ -1,6 +1,7 @@
 """What the commands share: options, exit codes, and how a result is printed."""
 
 import json
+import math
 from typing import Any
 
 import click
@@ -51,5 +52,13 @@ model_option = click.option(
 
 
 def print_result(as_json: bool, value: dict[str, Any], text: str) -> None:
-    """The result of a command on stdout: one JSON object, or text."""
-    click.echo(json.dumps(value) if as_json else text)
+    """The result of a command on stdout: one JSON object, in which a number that is none is null, or text."""
+    click.echo(json.dumps(_numbers(value), allow_nan=False) if as_json else text)
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _numbers(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_numbers(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,7 +4,7 @@ import contextlib
 import glob
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,18 @@ class TorchvisionSource(Source):
     def title(self, index: int) -> str:
         """The split and the number."""
         return f"{self.name} {index}"
+
+
+def named(paths: Iterable[str | Path]) -> Iterator[str | Path]:
+    """The paths as they are; an empty word, which would mean the current folder, is refused.
+
+    Raises:
+        UserError: one is empty.
+    """
+    for path in paths:
+        if not str(path):
+            raise UserError("one of the paths is empty: name a picture or a folder, such as . for this one.")
+        yield path
 
 
 def files_in(folder: Path) -> tuple[list[Path], list[Path]]:

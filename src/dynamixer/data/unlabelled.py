@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 
 from dynamixer.data.base import Pictures
 from dynamixer.data.decode import SUFFIXES, BadImage, check_bytes, read_file
-from dynamixer.data.sources import files_in, image_columns
+from dynamixer.data.sources import files_in, image_columns, named
 from dynamixer.data.tar import COMPRESSED_ENDINGS, TarPictures, every_picture
 from dynamixer.errors import UserError
+from dynamixer.files import in_utf8
 from dynamixer.logs import log
 
 SHARDS = (".parquet", ".tar")
@@ -40,7 +41,7 @@ class Files(Pictures):
 
     def title(self, index: int) -> str:
         """The file's path."""
-        return str(self._path(index)).encode(errors="surrogateescape").decode(errors="replace")
+        return in_utf8(str(self._path(index)))
 
     def _path(self, index: int) -> Path:
         return Path(os.fsdecode(self.paths[self.ends[index] : self.ends[index + 1]]))
@@ -116,12 +117,13 @@ class Joined(Pictures):
         return self.lots[lot], index - int(self.ends[lot])
 
 
-def open_pictures(paths: Iterable[str | Path]) -> tuple[Pictures, str]:
+def open_pictures(paths: Iterable[str | Path], *, out: Path | None = None) -> tuple[Pictures, str]:
     """All pictures that paths mean, each once, in an order that depends on the names alone; and a hash of the input.
 
     Args:
         paths: pictures, Parquet files, tar files, patterns such as "shards/*.tar", and folders. Of a folder all pictures in
             it and in the folders within are taken or, where there are none, all Parquet and tar files.
+        out: what is written of them, which is left out with its parts where it lies among them.
 
     Returns:
         The pictures, files sorted by the bytes of their paths; and a hash of the files' names, sizes and times of change.
@@ -129,7 +131,7 @@ def open_pictures(paths: Iterable[str | Path]) -> tuple[Pictures, str]:
     Raises:
         UserError: nothing is there, or a file is none of these.
     """
-    files = sorted({file for path in paths for file in _files(path)}, key=os.fsencode)
+    files = sorted({file for path in named(paths) for file in _files(path) if not _is_of(file, out)}, key=os.fsencode)
     if not files:
         raise UserError("no pictures were given: name files, folders or patterns.")
     digest = hashlib.sha256()
@@ -150,6 +152,14 @@ def open_pictures(paths: Iterable[str | Path]) -> tuple[Pictures, str]:
     if not len(pictures):
         raise UserError(f"{files[0]}{' and the others have' if len(files) > 1 else ' has'} no pictures.")
     return pictures, digest.hexdigest()
+
+
+def _is_of(file: Path, out: Path | None) -> bool:
+    """Whether a file is this output or one of its parts."""
+    if out is None or file.suffix.lower() != ".parquet":
+        return False
+    place, ours = os.path.abspath(file), os.path.abspath(out)
+    return place == ours or place.startswith(f"{ours}.parts{os.sep}")
 
 
 def _kind(file: Path) -> str:

@@ -1,5 +1,6 @@
 """`dynamixer explain` as a function: pictures, and a page that holds them, of how a model mixes one picture."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,8 +23,10 @@ from dynamixer.logs import log
 from dynamixer.models.checkpoint import load
 from dynamixer.models.dynamixer import DynaMixer
 from dynamixer.models.shipped import DEFAULT
-from dynamixer.predict import Guess, find_pictures
+from dynamixer.predict import Guess, find_pictures, probabilities
 from dynamixer.progress import progress
+
+WRITTEN = re.compile(r"(picture|receptive|branches|entropy|dynamic|(token|matrices)-\d+)\.png")
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,15 @@ def explain(
     Raises:
         UserError: no such picture or model, a model that is not a DynaMixer, a token or block that does not exist, or fewer than
             two pictures to measure over.
-        RunError: a file could not be written.
+        RunError: a file could not be written, or the model's answer is not finite.
     """
     if limit < 2 or batch_size < 1:
         raise UserError(f"limit={limit} has to be 2 or more, and batch_size={batch_size} 1 or more.")
     folder = Path(out) if out is not None else Path(f"explain-{Path(image).stem}")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: --out names a folder.")
+    if Path(image).resolve().parent == folder.resolve() and WRITTEN.fullmatch(Path(image).name):
+        raise UserError(f"{image} would be overwritten: give --out another folder.")
     picture = decode(image)
     others = _pictures(pictures, limit) if pictures is not None else []
     where = resolve_device(device)
@@ -125,7 +130,7 @@ def explain(
 
 
 def _top(seen: Explanation, classes: Sequence[str]) -> tuple[Guess, ...]:
-    best = seen.logits[0].float().softmax(0).cpu().topk(min(5, len(classes)))
+    best = probabilities(seen.logits)[0].topk(min(5, len(classes)))
     return tuple(Guess(classes[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True))
 
 

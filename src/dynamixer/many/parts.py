@@ -5,10 +5,8 @@ that is done, and a lock. A part is a fixed slice of the input, so that whatever
 """
 
 import contextlib
-import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,6 +19,7 @@ import pyarrow.parquet as pq
 
 from dynamixer.errors import RunError, UserError
 from dynamixer.files import reason, whole_file, write_text
+from dynamixer.lock import locked, unlock
 from dynamixer.logs import log
 
 PART = 512  # pictures, rounded to whole batches: what a kill can cost
@@ -68,7 +67,10 @@ class Job:
 
     def differences(self, other: dict[str, Any]) -> str:
         """In words, what in `other` is not as here; "" if nothing."""
-        return ", ".join(words for key, words in WORDS.items() if other.get(key) != getattr(self, key))
+        found = {key: words for key, words in WORDS.items() if other.get(key) != getattr(self, key)}
+        if "batch_size" in found:
+            found.pop("part", None)  # which follows from it
+        return ", ".join(dict.fromkeys(found.values()))
 
 
 class Parts:
@@ -109,23 +111,37 @@ class Parts:
             RunError: it cannot be made.
         """
         about = self.folder / "job.json"
+        lock = self._lock()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise RunError(f"{self.folder} could not be made: {reason(error)}.") from None
-        try:
-            if not _locked(lock):
-                raise UserError(f"another process is at work on {self.out}: wait for it, or stop it.")
             if about.exists():
                 self._same(about, machine)
             elif self.done():
                 raise UserError(f"{self.folder} holds parts of an unknown job: delete it or give --out another name.")
             else:
                 write_text(about, json.dumps({"job": asdict(self.job), "machine": machine}, indent=2) + "\n")
-            yield
+            try:
+                yield
+            except (Exception, KeyboardInterrupt):
+                if not self.done():  # nothing is lost, and another try is free to differ
+                    self.clear()
+                raise
         finally:
-            os.close(lock)
+            unlock(lock)
+
+    def _lock(self) -> int:
+        """The lock file, held. One that its holder removed while we waited for it, with the folder, is made anew."""
+        while True:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except OSError as error:
+                raise RunError(f"{self.folder} could not be made: {reason(error)}.") from None
+            if not locked(lock, PATIENCE):
+                unlock(lock)
+                raise UserError(f"another process is at work on {self.out}: wait for it, or stop it.")
+            if os.fstat(lock).st_nlink:
+                return lock
+            unlock(lock)
 
     def _same(self, about: Path, machine: dict[str, Any]) -> None:
         try:
@@ -215,20 +231,6 @@ def table(columns: Mapping[str, Sequence[Any]], *, top: int, width: int) -> pa.T
     return pa.table(
         {key: pa.array(columns[key], kind) for key, kind in fields.items()}, schema=pa.schema(fields.items())
     )
-
-
-def _locked(file: int) -> bool:
-    """Whether the lock could be had; the system drops it when the process that held it, and what that forked, is gone."""
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.02)
-        else:
-            return True
 
 
 def _without_reason(schema: pa.Schema) -> pa.Schema:

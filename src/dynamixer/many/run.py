@@ -23,6 +23,7 @@ from dynamixer.errors import UserError, did_you_mean
 from dynamixer.logs import log
 from dynamixer.many.parts import PART, Job, Parts, table
 from dynamixer.models.checkpoint import Checkpoint, load
+from dynamixer.predict import probabilities
 from dynamixer.progress import progress
 
 ENGINES = ("local", "ray")
@@ -113,8 +114,7 @@ class Predictor:
         model: Any = self.model
         features = model.forward_features(pictures.to(self.device))
         embedding = model.forward_head(features, pre_logits=True)
-        probabilities = model.forward_head(features).float().softmax(1)
-        return embedding.float().cpu(), probabilities.cpu().topk(self.top, dim=1)
+        return embedding.float().cpu(), probabilities(model.forward_head(features)).topk(self.top, dim=1)
 
 
 def predict_many(
@@ -152,7 +152,7 @@ def predict_many(
 
     Raises:
         UserError: no such model or pictures, or `out` belongs to another model, other pictures or options.
-        RunError: the output cannot be written.
+        RunError: the output cannot be written, or the model's answers are not finite.
     """
     paths, out = [paths] if isinstance(paths, str | Path) else list(paths), Path(out)
     if top < 1 or batch_size < 1 or workers < 0:
@@ -163,7 +163,7 @@ def predict_many(
         raise UserError(f"{out} is not a name for the output: it has to end in .parquet and not be a folder.")
     where = resolve_device(device)
     checkpoint = load(model, device=where)
-    pictures, digest = open_pictures(paths)
+    pictures, digest = open_pictures(paths, out=out)
     job = Job(
         model=fingerprint(checkpoint),
         input=digest,
@@ -174,9 +174,25 @@ def predict_many(
         size=size,
         part=batch_size * max(1, PART // batch_size),
     )
+    checkpoint.preprocessing.at(size)  # refused now, if it is no size
     parts = Parts(out, job)
-    if not parts.finished():
-        with parts.opened(_machine(where)):
+    if parts.finished():
+        if parts.folder.exists():
+            with parts.opened(_machine(where)):
+                parts.clear()
+    else:
+        _fill(parts, pictures, checkpoint, where, workers, engine)
+    predicted = _rows(out)
+    return Summary(out, parts.bad, str(checkpoint.path), job.pictures, predicted, job.pictures - predicted)
+
+
+def _fill(
+    parts: Parts, pictures: Pictures, checkpoint: Checkpoint, where: torch.device, workers: int, engine: str
+) -> None:
+    """Compute the parts that are missing, and join all."""
+    job = parts.job
+    with parts.opened(_machine(where)):
+        if not parts.finished():  # by another process, while this one waited
             missing = [part for part in range(job.parts) if part not in parts.done()]
             done = job.pictures - sum(len(numbers) for part in missing for numbers in job.slices(part))
             if done:
@@ -192,12 +208,7 @@ def predict_many(
                     parts.write(part, rows)
                     meter.advance(len(rows))
             parts.join()
-            parts.clear()
-    elif parts.folder.exists():
-        with parts.opened(_machine(where)):
-            parts.clear()
-    predicted = _rows(out)
-    return Summary(out, parts.bad, str(checkpoint.path), job.pictures, predicted, job.pictures - predicted)
+        parts.clear()
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

@@ -28,6 +28,8 @@ FORBIDDEN = {
     "cache_dir", "checkpoint_path", "default_cfg", "device", "dtype", "exportable", "feature_cfg", "feature_filter_fn",
     "features_only", "kwargs_filter", "model_cls", "no_jit", "out_indices", "scriptable", "variant",
 }  # fmt: skip
+# Control characters, ends of lines and of paragraphs, changes of direction, and halves of characters.
+STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "custom_load")
 
 
@@ -131,21 +133,28 @@ def _checked(about: dict[str, Any], path: Path) -> dict[str, Any]:
         raise UserError(f"{path} has model arguments that are not a model's options: {str(args)[:200]}.")
     ours = inspect.signature(dynamixer.models.dynamixer.DynaMixer).parameters
     for key, value in args.items():
-        known = key in ours if name.startswith("dynamixer_") else not key.startswith("pretrained")
-        if not known or key in FORBIDDEN or not _harmless(key, value):
+        if (name.startswith("dynamixer_") and key not in ours) or not is_option(key, value):
             raise UserError(f"{path} has model arguments that are not a model's options: {key}={str(value)[:100]!r}.")
-    if not isinstance(classes, list) or not all(
-        isinstance(c, str) and c.isprintable() and len(c) <= 500 for c in classes
-    ):
+    if not isinstance(classes, list) or not all(isinstance(c, str) and is_class_name(c) for c in classes):
         raise UserError(f"{path} has no list of class names in its header: words of printable characters are needed.")
     if args.get("num_classes") != len(classes):
         raise UserError(f"{path} names {len(classes)} classes for a model of {args.get('num_classes')}.")
     return about
 
 
+def is_class_name(name: str) -> bool:
+    """Whether a file of weights may name a class so: up to 500 letters, of any script, none that steers a terminal."""
+    return len(name) <= 500 and not STEERING.search(name)
+
+
+def is_option(key: str, value: Any) -> bool:
+    """Whether a file of weights may set this option of a model: it is harmless, and leads to no file, address or code."""
+    return key not in FORBIDDEN and not key.startswith("pretrained") and _harmless(key, value)
+
+
 def _harmless(key: str, value: Any) -> bool:
     """Numbers that are not absurd, words such as "avg", nothing, and lists of these."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return len(value) <= 100 and all(_harmless(key, one) for one in value)
     if isinstance(value, str):
         return bool(re.fullmatch(r"[A-Za-z0-9_]{0,40}", value))

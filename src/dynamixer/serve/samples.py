@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,9 +47,11 @@ def find_samples(folder: Path | None, limits: Limits, classes: tuple[str, ...]) 
     return samples
 
 
-def _accepted(found: list[tuple[str, bytes]], limits: Limits) -> list[Sample]:
-    samples = []
+def _accepted(found: Iterable[tuple[str, bytes]], limits: Limits) -> list[Sample]:
+    samples: list[Sample] = []
     for name, encoded in found:
+        if len(samples) == AVERAGED:
+            break
         try:
             picture = open_picture(encoded, limits)
         except Refused as error:
@@ -70,7 +73,7 @@ def _clothes() -> tuple[list[tuple[str, bytes]], tuple[str, ...]]:
     return pictures, source.classes
 
 
-def _from_folder(folder: Path) -> list[tuple[str, bytes]]:
+def _from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: --samples takes a folder of pictures.")
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
@@ -78,8 +81,8 @@ def _from_folder(folder: Path) -> list[tuple[str, bytes]]:
     for file in files:
         groups.setdefault(file.parent, []).append(file)
     rounds = max((len(group) for group in groups.values()), default=0)
-    turn = [group[i] for i in range(rounds) for group in groups.values() if i < len(group)]
-    return [(file.stem.replace("_", " "), file.read_bytes()) for file in turn[:AVERAGED]]
+    turn = (group[i] for i in range(rounds) for group in groups.values() if i < len(group))
+    return ((file.stem.replace("_", " "), file.read_bytes()) for file in turn)
 
 
 def _thumbnail(picture: Image.Image) -> str:

@@ -53,6 +53,10 @@ class Settings:
         for name in ("batch", "queue", "max_bytes", "max_pixels", "connections", "body_memory"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} has to be 1 or more.")
+        if not self.host:
+            raise UserError(
+                "no address to listen on is given: 127.0.0.1 is this machine alone, 0.0.0.0 every address it has."
+            )
         if not 0 <= self.port <= 65535:
             raise UserError(f"port {self.port} is not between 0 (any free one) and 65535.")
         if self.token is not None and (

@@ -1,7 +1,6 @@
 """Runs the study: child processes side by side, each on a run folder, stopped in time and gone on with later."""
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ import torch
 
 from dynamixer.errors import RunError, UserError
 from dynamixer.files import reason, write_text
+from dynamixer.lock import locked
 from dynamixer.logs import log
 from dynamixer.native import computes_in_bf16, processor_name
 from dynamixer.progress import Meter, progress
@@ -73,7 +73,7 @@ def study(
         UserError: another queue in the same folder, results of another protocol, keys that cannot work.
         KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM, with checkpoints written.
     """
-    with locked(place.work):
+    with held(place.work):
         known = Results(results)
         jobs, lost = jobs_left(place, known, wanted, values_of(words))
         outcome = Queue(place, known, jobs, side_by_side).go(minutes)
@@ -128,6 +128,7 @@ class Queue:
     def _start(self, job: Job) -> None:
         """Start the process that a job needs next."""
         if job.training:
+            job.measured.unlink(missing_ok=True)  # of weights that are no more
             write_text(job.beside(".yaml"), job.config.to_yaml())
             words = ["train", "--config", str(job.beside(".yaml")), "--out", str(job.folder)]
         else:
@@ -218,7 +219,7 @@ class Queue:
 
 
 @contextlib.contextmanager
-def locked(work: Path) -> Iterator[None]:
+def held(work: Path) -> Iterator[None]:
     """Hold a folder, made if it is not there, for this process alone; the system lets go of it when the process is gone.
 
     Raises:
@@ -231,10 +232,8 @@ def locked(work: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"{work} could not be made: {reason(error)}.") from None
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another queue is at work in {work}: wait for it, or stop it.") from None
+        if not locked(lock):
+            raise UserError(f"another queue is at work in {work}: wait for it, or stop it.")
         yield
     finally:
         os.close(lock)

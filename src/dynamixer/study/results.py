@@ -2,14 +2,18 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dynamixer.errors import UserError
-from dynamixer.files import write_text
+from dynamixer.errors import RunError, UserError
+from dynamixer.files import reason, write_text
+from dynamixer.lock import locked
 from dynamixer.study.rows import ROWS, Run
 
+PATIENCE = 60.0  # seconds, for another process to have written its results
 KEY = ("dataset", "row", "seed", "share")
 COLUMNS = {
     "runs": (
@@ -31,7 +35,7 @@ Line = dict[str, Any]
 
 
 class Results:
-    """What is known of finished runs. One process writes; every file is replaced whole.
+    """What is known of finished runs. Every file is replaced whole, and several processes may add to it.
 
     Args:
         folder: where the files are; it need not exist yet.
@@ -42,6 +46,10 @@ class Results:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._read()
+
+    def _read(self) -> None:
+        folder = self.folder
         self.lines = {name: _read(folder / f"{name}.csv", KEY + columns) for name, columns in COLUMNS.items()}
         self.times = _read(folder / "times.csv", TIMES)
 
@@ -64,19 +72,37 @@ class Results:
 
     def add(self, run: Run, found: Mapping[str, Iterable[Line]]) -> None:
         """Take in the parts of a run, in place of what was there of them; the line in runs.csv comes last."""
-        for name in sorted(found, key=lambda name: name == "runs"):
-            key = dict(zip(KEY, (run.dataset, run.row, run.seed, run.share), strict=True))
-            new = [key | {column: line[column] for column in COLUMNS[name]} for line in found[name]]
-            kept = [line for line in self.lines[name] if _run(line) != run]
-            self.lines[name] = sorted(kept + new, key=_run)
-            _write(self.folder / f"{name}.csv", KEY + COLUMNS[name], self.lines[name])
+        with self._anew():
+            for name in sorted(found, key=lambda name: name == "runs"):
+                key = dict(zip(KEY, (run.dataset, run.row, run.seed, run.share), strict=True))
+                new = [key | {column: line[column] for column in COLUMNS[name]} for line in found[name]]
+                kept = [line for line in self.lines[name] if _run(line) != run]
+                self.lines[name] = sorted(kept + new, key=_run)
+                _write(self.folder / f"{name}.csv", KEY + COLUMNS[name], self.lines[name])
 
     def add_times(self, lines: Iterable[Line]) -> None:
         """Take in step times, in place of those of the same datasets."""
         new = list(lines)
         named = {line["dataset"] for line in new}
-        self.times = [line for line in self.times if line["dataset"] not in named] + new
-        _write(self.folder / "times.csv", TIMES, self.times)
+        with self._anew():
+            self.times = [line for line in self.times if line["dataset"] not in named] + new
+            _write(self.folder / "times.csv", TIMES, self.times)
+
+    @contextmanager
+    def _anew(self) -> Iterator[None]:
+        """Hold the folder for this process alone, and know what others have added to it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            held = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise RunError(f"{self.folder} could not be made: {reason(error)}.") from None
+        try:
+            if not locked(held, PATIENCE):
+                raise RunError(f"{self.folder} is held by another process, which does not let go of it.")
+            self._read()
+            yield
+        finally:
+            os.close(held)
 
     def of(self, part: str, dataset: str, row: str, share: int = 100) -> list[Line]:
         """The lines of a part for all seeds of a row, by finished runs only."""

@@ -4,6 +4,7 @@ A checkpoint is written aside as `checkpoints/.writing`, synchronised, and renam
 two are kept. `manifest.json` holds the sha256 of every other file and is itself compared byte for byte.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -90,11 +91,16 @@ class Checkpoints:
             shutil.rmtree(self.folder / ASIDE, ignore_errors=True)
             damaged = []
             for path in self.steps():
-                if (wrong := damage(path)) is None:
+                try:
+                    wrong = damage(path)
+                except RunError as error:
+                    problem = str(error)
+                    break
+                if wrong is None:
                     found = path
                     break
                 damaged.append((path, wrong))
-            if damaged and found is None:
+            if damaged and found is None and not problem:
                 names = "; ".join(f"{path.name}: {wrong}" for path, wrong in damaged)
                 problem = f"every checkpoint in {self.folder} is damaged ({names}): give another --out to begin anew."
             for path, wrong in damaged if found else ():
@@ -137,13 +143,21 @@ def state_of(path: Path) -> dict[str, Any]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, in words; None if every byte is as it was written."""
+    """What is wrong with a checkpoint folder, in words; None if every byte is as it was written.
+
+    Raises:
+        RunError: it could not be looked at, which says nothing of it.
+    """
     try:
         written = (path / MANIFEST).read_text(encoding="utf-8")
         if written != _manifest(path):
             return "its files differ from its manifest"
-    except (OSError, UnicodeDecodeError) as error:
+    except (FileNotFoundError, UnicodeDecodeError) as error:
         return f"it cannot be read, {error}"
+    except OSError as error:
+        if error.errno == errno.EIO:
+            return f"the disk cannot read it, {error}"
+        raise RunError(f"the checkpoint {path} could not be looked at: {reason(error)}; it stays as it is.") from None
     return None
 
 

@@ -138,8 +138,8 @@ class TrainConfig:
         changes: dict[str, Any] = {}
         args = dict(self.model_args)
         for key, value in values.items():
-            if key == "model_args" and isinstance(value, dict):
-                args |= value
+            if key == "model_args":
+                args |= options_of(value)
             elif str(key).startswith(MODEL_PREFIX):
                 args[key.removeprefix(MODEL_PREFIX)] = value
             else:
@@ -190,6 +190,7 @@ _LIMITS: tuple[tuple[tuple[str, ...], typing.Callable[[Any], bool], str], ...] =
         "has to be at least 0",
     ),
     (("lr", "min_lr", "warmup_lr", "weight_decay"), lambda v: v <= 1e9, "is too large: at most 1e9"),
+    (("color_jitter",), lambda v: v <= 100, "is too strong: at most 100"),
     (("seed",), lambda v: v < 2**63, "has to be below 2**63"),
 )  # fmt: skip
 _TYPES = typing.get_type_hints(TrainConfig)
@@ -212,6 +213,15 @@ def values_of(words: typing.Iterable[str]) -> dict[str, Any]:
         except (yaml.YAMLError, ValueError):  # a ValueError for a date that does not exist
             raise UserError(f"{word} cannot be read: a number, true, false, a word or a [list] is expected.") from None
     return values
+
+
+def options_of(value: Any) -> dict[str, Any]:
+    """What stands under model_args."""
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise UserError(
+            f"model_args={value} are no options: give each as model.NAME=VALUE, or in a file below model_args."
+        )
+    return value
 
 
 def _typed(key: str, value: Any) -> Any:

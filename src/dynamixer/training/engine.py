@@ -32,7 +32,16 @@ from dynamixer.training.config import TrainConfig
 from dynamixer.training.folder import RunFolder
 from dynamixer.training.objective import dtype_of, make_mixup
 from dynamixer.training.replica import Replica
-from dynamixer.training.setup import Course, Data, Network, build_network, check_folder, check_sizes, prepare_data
+from dynamixer.training.setup import (
+    Course,
+    Data,
+    Network,
+    build_network,
+    check_classes,
+    check_folder,
+    check_sizes,
+    prepare_data,
+)
 from dynamixer.training.state import Result, State
 from dynamixer.training.stopping import Stopping
 from dynamixer.training.trackers import check_trackers, open_trackers
@@ -68,12 +77,16 @@ def train(config: TrainConfig, out: str | Path, *, resume: str = "auto") -> Resu
         if members.size > 1:
             members.alone(lambda: open_data(config.data))  # what has to be downloaded is, once
         data = prepare_data(config)
+        check_classes(data.train.classes)
         torch.manual_seed(config.seed)
         network = build_network(config, len(data.train.classes))
         network.model.to(members.device, dtype_of(config))
         check_sizes(network, config, members.device)
         engine = _Run(config, run, members, data, network, stopping)
-        return engine.go()
+        try:
+            return engine.go()
+        finally:
+            engine.folder.release()
 
 
 class _Run:
@@ -148,6 +161,8 @@ class _Run:
                 if signalled or (state.step % config.checkpoint_every == 0 and step + 1 < (epoch + 1) * steps):
                     self._save()
                 if signalled:
+                    self.folder.time(epoch, meter, self.waited, self.trained)
+                    self.world.alone(self.folder.write_times)
                     self.stopping.stop(state.step)
             self.folder.time(epoch, meter, self.waited, self.trained)
 
@@ -266,6 +281,7 @@ class _Run:
         parts = self.world.gather(found)
         if None in parts:
             self._save()
+            self.world.alone(self.folder.write_times)
             self.stopping.stop(self.state.step)
         return Tally.merged(parts)
 
@@ -310,7 +326,7 @@ class _Run:
         self.checkpoints.save(self.state.step, self.replica.tensors() | tensors, about)
 
     def _resume(self) -> None:
-        self.folder.take_up()
+        self.world.alone(self.folder.take_up)
         found = self.checkpoints.latest()
         if found is None:
             return

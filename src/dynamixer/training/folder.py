@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,19 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from dynamixer.errors import RunError, UserError
 from dynamixer.evaluate import Metrics, Tally
-from dynamixer.files import whole_file, write_text
+from dynamixer.files import is_leftover, reason, whole_file, write_text
+from dynamixer.lock import locked, unlock
 from dynamixer.logs import log
 from dynamixer.models.checkpoint import save_checkpoint
 from dynamixer.progress import Meter
 from dynamixer.training.config import TrainConfig
 from dynamixer.training.report import write_report
-from dynamixer.training.setup import Data, Network, environment, is_leftover
+from dynamixer.training.setup import Data, Network, environment
 from dynamixer.training.world import World
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PATIENCE = 15.0  # seconds: workers that load pictures hold the lock of a killed run until they have noticed
 FIGURES = {  # the heading and what is seen
     "confusion": ("Confusion matrix", "Of each true class, the share given to each class."),
     "confused_pairs": ("Most frequent confusions", "Held-out pictures of one class taken for another."),
@@ -43,6 +47,7 @@ class RunFolder:
         self.parameters = sum(p.numel() for p in network.model.parameters())
         self.times: list[dict[str, Any]] = []
         self.begun = self.wrote = False
+        self.held: int | None = None
 
     def describe(self, done: int) -> str:
         """One sentence about what is going to run."""
@@ -72,21 +77,47 @@ class RunFolder:
         """Write what the run is, before the first of its results: a run that fails earlier leaves no folder behind."""
         if self.begun:
             return
+        try:
+            self.run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.run} could not be made: {reason(error)}.") from None
+        self._hold()
         write_text(self.run / "config.yaml", self.config.to_yaml())
         about = json.dumps(environment(self.world.device, self.world.size), indent=2)
         write_text(self.run / "environment.json", about + "\n")
         self.begun = True
 
     def take_up(self) -> None:
-        """Take up the times of the run's earlier part, and clear away what a kill left half-written."""
-        if not self.world.main:
+        """Take up the times of the run's earlier part, and clear away what a kill left half-written.
+
+        Raises:
+            UserError: another process trains in this folder.
+        """
+        if not self.run.exists():
             return
+        self._hold()
         for path in self.run.glob(".*"):
             if is_leftover(path):
                 path.unlink()
         if (self.run / "timing.csv").exists():
             with (self.run / "timing.csv").open(encoding="utf-8", newline="") as file:
                 self.times = list(csv.DictReader(file))
+
+    def _hold(self) -> None:
+        """Keep other processes from training in this folder, until `release`."""
+        if self.held is not None:
+            return
+        file = os.open(self.run, os.O_RDONLY | os.O_CLOEXEC)
+        if not locked(file, PATIENCE):
+            os.close(file)
+            raise UserError(f"another process trains in {self.run}: wait for it, stop it, or give another --out.")
+        self.held = file
+
+    def release(self) -> None:
+        """Let other processes train in this folder."""
+        if self.held is not None:
+            unlock(self.held)
+            self.held = None
 
     def time(self, epoch: int, meter: Meter, waited: float, trained: float) -> None:
         """Note how fast an epoch, or the part of it since a resumption, was."""
@@ -103,6 +134,10 @@ class RunFolder:
                 "processes": self.world.size,
             }
         )
+
+    def write_times(self) -> None:
+        """What `time` has noted."""
+        write_text(self.run / "timing.csv", _csv(self.times))
 
     def write_epoch(
         self, rows: list[dict[str, Any]], weights: Mapping[str, Tensor], metrics: Metrics | None, *, best: bool
@@ -129,7 +164,7 @@ class RunFolder:
                 trained=trained,
             )
         write_text(self.run / "metrics.csv", _csv(rows))
-        write_text(self.run / "timing.csv", _csv(self.times))
+        self.write_times()
         self._picture("curves.png", self._curves(rows))
         row, rate = rows[-1], self.times[-1]["images_per_s"] if self.times else 0
         held = f"  held out {row['val_top1']:.2f} % (loss {row['val_loss']:.3f})" if "val_top1" in row else ""

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from dynamixer.errors import UserError
-from dynamixer.training.config import MODEL_PREFIX, TrainConfig, values_of
+from dynamixer.training.config import MODEL_PREFIX, TrainConfig, options_of, values_of
 from dynamixer.training.recipes import recipe as find_recipe
 
 DEFAULT = "default"
@@ -37,8 +37,8 @@ def resolve(
 
     def over(changes: dict[str, Any], origin: str) -> None:
         for key, value in changes.items():
-            if key == "model_args" and isinstance(value, dict):
-                values["model_args"] = {**values["model_args"], **value}
+            if key == "model_args":
+                values["model_args"] = {**values["model_args"], **options_of(value)}
             elif str(key).startswith(MODEL_PREFIX):
                 values["model_args"] = {**values["model_args"], key.removeprefix(MODEL_PREFIX): value}
             else:

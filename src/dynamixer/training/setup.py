@@ -3,10 +3,11 @@
 import hashlib
 import inspect
 import json
+import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -33,8 +34,9 @@ from dynamixer.data.loading import (
 from dynamixer.data.preprocess import Preprocessing
 from dynamixer.data.sources import Source, Splits, open_data
 from dynamixer.errors import UserError
-from dynamixer.files import reason
+from dynamixer.files import is_leftover, reason
 from dynamixer.logs import log
+from dynamixer.models.about import is_class_name, is_option
 from dynamixer.models.checkpoint import create_model, load
 from dynamixer.training.config import TrainConfig
 from dynamixer.training.world import World
@@ -108,6 +110,12 @@ def build_network(config: TrainConfig, classes: int) -> Network:
             args["img_size"] = config.size
         if config.drop_path:
             args["drop_path_rate"] = config.drop_path
+        for key, value in args.items():
+            if not is_option(key, value):
+                raise UserError(
+                    f"model.{key}={value} cannot be set: the weights could not be read again. Options are numbers, words, "
+                    "true, false and lists of these, and none that lead to files or to another kind of model."
+                )
         model, name, preprocessing = _build(config, args), config.model, None
     else:
         model, name, args, preprocessing = _from_weights(config, config.weights, classes)
@@ -179,6 +187,19 @@ def _from_weights(
         args["img_size"] = config.size
         log(f"the mixing is resampled for pictures of {config.size} px")
     return model, checkpoint.name, args, checkpoint.preprocessing
+
+
+def check_classes(classes: Sequence[str]) -> None:
+    """Refuse names that a file of weights could not hold, before any training.
+
+    Raises:
+        UserError: which one.
+    """
+    if odd := next((name for name in classes if not is_class_name(name)), None):
+        raise UserError(
+            f"a class is named {odd[:100]!r}, which cannot be written down: up to 500 letters without control characters, "
+            "in UTF-8, are needed. Give it another name."
+        )
 
 
 def check_sizes(network: Network, config: TrainConfig, device: torch.device) -> None:
@@ -278,23 +299,20 @@ def saved_config(run: Path) -> TrainConfig | None:
     return TrainConfig().with_values(values)
 
 
-def is_leftover(path: Path) -> bool:
-    """Whether it is a file that a kill left half-written (dynamixer.files.whole_file names it .NAME.xxxxxxxx.SUFFIX)."""
-    return path.is_file() and path.name.startswith(".") and path.name.count(".") >= 3
-
-
 def check_folder(run: Path, config: TrainConfig, resume: str) -> None:
     """Refuse a run folder that is in use for something else.
 
     Raises:
         UserError: it is not empty and not a run of this configuration, or is one and resuming is not wanted.
     """
-    above = next(path for path in (run, *run.absolute().parents) if path.exists())
-    if above.is_dir():
+    above = next(path for path in (run, *run.absolute().parents) if os.path.lexists(path))
+    if above.is_dir() or above != run:
         try:
             tempfile.TemporaryDirectory(dir=above).cleanup()
         except OSError as error:
             raise UserError(f"no run folder can be made at {run}: {reason(error)}; give another --out.") from None
+    if run.is_symlink() and not run.exists():
+        raise UserError(f"{run} is a link that leads nowhere: give another --out, or remove it.")
     if not run.exists() or (run.is_dir() and all(is_leftover(path) for path in run.iterdir())):
         return
     before = saved_config(run) if run.is_dir() else None
