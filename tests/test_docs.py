@@ -157,8 +157,21 @@ def test_the_page_about_explaining_shows_the_weights_that_ship(tmp_path):
     )
     rows = [line.split() for line in told if re.match(r" +\d+ +\d+x\d+ ", line)]
     assert [(int(row[0]), row[1]) for row in rows] == [(block["block"], block["grid"]) for block in found.blocks]
-    for place, key in ((2, "entropy_row"), (3, "entropy_column"), (5, "weight_row")):
+    keys = ("entropy_row", "entropy_column", "weight_column", "weight_row", "weight_channel")
+    for place, key in enumerate(keys, 2):
         assert [float(row[place]) for row in rows] == pytest.approx([block[key] for block in found.blocks], abs=0.02)
+
+    ranks = re.search(r"gradient ([\d.]+), ([\d.]+) with even weights", "\n".join(told)).groups()
+    expected = [found.receptive[f"{kind}_correlation"] for kind in ("rank", "even")]
+    assert [float(rank) for rank in ranks] == pytest.approx(expected, abs=0.02)
+    dynamic = [
+        (round(100 * float(row[place])), axis, row[0]) for row in rows for place, axis in ((7, "row"), (8, "column"))
+    ]
+    (least, axis, block), (most, *_) = min(dynamic), max(dynamic)
+    for page in ("explain", "operator"):
+        text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+        assert f"between {least} and {most} percent" in text
+        assert f"least in the {axis}s of block {block}." in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

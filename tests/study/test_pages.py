@@ -38,6 +38,29 @@ def test_the_page_is_its_results():
     assert {path.name for path in (ROOT / "docs/images").glob("evidence-*")} == set(pictures)
 
 
+def test_what_the_readme_says_is_what_the_results_say():
+    told = " ".join(
+        (ROOT / "README.md").read_text(encoding="utf-8").partition("## Evidence")[2].partition("##")[0].split()
+    )
+    results = Results(ROOT / "benchmarks/results/study")
+
+    def gain(row, over):
+        return paired(results.tops("cifar10", row), results.tops("cifar10", over))
+
+    dynamic, plain = gain("dynamic", "static"), gain("dynamic_plain", "static_plain")
+    assert "dynamic matrices beat static ones, with the softmax and without" in told
+    assert dynamic.sign == plain.sign == 1
+    assert "dropping the softmax gains as much" in told
+    assert gain("dynamic_plain", "dynamic").mean == pytest.approx(dynamic.mean, rel=0.2)
+    assert "static matrices without it beat dynamic ones with it" in told
+    assert gain("static_plain", "dynamic").sign == 1
+    peers = [gain(row, "dynamic") for row in ("gmlp", "mixer")]
+    assert "gMLP and MLP-Mixer are ahead of the published form" in told
+    assert all(peer.mean > 0 for peer in peers)
+    assert ("(one seed)" in told) == (min(peer.seeds for peer in peers) == 1)
+    assert f"after {['one', 'two', 'three'][config_of(Run('cifar10', 'dynamic', 0), '').epochs - 1]} epochs" in told
+
+
 def made_up(folder, tops, wanted):
     """Results in which a row's accuracy is by its name, or 60, and seeds differ a little."""
     results = Results(folder)

@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dynamixer import UserError
+from dynamixer.data.sources import open_data
 from dynamixer.study import queue
 from dynamixer.study.jobs import Place, place_of
 from dynamixer.study.queue import held, study
@@ -170,6 +172,18 @@ def test_pictures_that_are_not_there_are_a_sentence(tmp_path, folders, sentence)
     shipped = ROOT / "src/dynamixer/data/fashion/train.parquet"
     with pytest.raises(UserError, match=sentence):
         place_of({k: v.replace("{train}", str(shipped)) for k, v in folders.items()}, tmp_path, None)
+
+
+def test_folders_of_class_folders_are_trained_on_and_tested_by_their_split(tmp_path):
+    for split, count in (("train", 3), ("val", 2)):
+        for name in ("cat", "dog"):
+            (tmp_path / "in" / split / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (9, 9)).save(tmp_path / "in" / split / name / f"{number}.png")
+    found = place_of({"imagenette": str(tmp_path / "in")}, tmp_path, None)
+    assert len(open_data(found.train["imagenette"]).train) == 6
+    assert open_data(found.train["imagenette"]).val is None  # nothing of the test is looked at before
+    assert len(open_data(found.test["imagenette"]).for_evaluation()[1]) == 4
 
 
 def test_an_incomplete_folder_of_corrupted_pictures_is_a_sentence(tmp_path):

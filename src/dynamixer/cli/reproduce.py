@@ -22,7 +22,9 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
     help="Folder with train.parquet and test.parquet; CIFAR10 is downloaded.",
 )
 @click.option(
-    "--imagenette", metavar="D", help="Folder with train.parquet and val.parquet; without it, not those rows."
+    "--imagenette",
+    metavar="D",
+    help="Folder with train.parquet and val.parquet, or train and val; without it, not those rows.",
 )
 @click.option("--corrupted", metavar="FOLDER", type=FOLDER, help="Corrupted test pictures, from benchmarks/corrupt.py.")
 @click.option(

@@ -61,7 +61,8 @@ class Job:
 def place_of(folders: dict[str, str | None], work: Path, corrupted: Path | None) -> Place:
     """Find training and test pictures of each dataset, and open both once.
 
-    A folder's train.parquet is trained on, with pictures held out of it; its test.parquet, or else val.parquet, is the test.
+    A folder's train.parquet is trained on, with pictures held out of it; its test.parquet, or else val.parquet, is the test. So
+    are its folders train and val, of class folders, where there are no other test pictures.
 
     Raises:
         UserError: something is not there.
@@ -76,7 +77,13 @@ def place_of(folders: dict[str, str | None], work: Path, corrupted: Path | None)
         test[dataset] = str(found[0]) if found else _spelled(data)
         split, _ = open_data(test[dataset]).for_evaluation()
         if train[dataset] == test[dataset] and split != "test":  # what is called val would be held out
-            raise UserError(f"{data} has no test pictures: a folder with train.parquet and test.parquet is expected.")
+            train[dataset], test[dataset] = str(root / "train"), str(root / "val")
+            if not (root / "train").is_dir() or not (root / "val").is_dir():
+                raise UserError(
+                    f"{data} has no test pictures: a folder with train.parquet and test.parquet, or with train and val, is "
+                    "expected."
+                )
+            open_data(test[dataset])
     if corrupted is not None:
         check_corrupted(corrupted)
     return Place(work.resolve(), train, test, corrupted.resolve() if corrupted else None)
