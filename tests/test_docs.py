@@ -17,8 +17,10 @@ import dynamixer.cli
 from dynamixer.explain.report import explain
 from dynamixer.export.int8 import IN_FP32
 from dynamixer.export.run import INT8_SHARE
+from dynamixer.many.parts import PART
 from dynamixer.models.shipped import DEFAULT
 from dynamixer.models.variants import VARIANTS
+from dynamixer.serve.settings import Settings
 from dynamixer.training.folder import FIGURES
 from dynamixer.training.recipes import ABLATIONS
 from dynamixer.training.resolve import resolve
@@ -179,6 +181,18 @@ def test_links_inside_the_repository_lead_somewhere(page):
     for target in re.findall(r"(?:\]\(|src=\")([^)#\"]+)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_the_figures_in_the_text_are_the_codes():
+    demo = json.loads((ROOT / "benchmarks/results/demo.json").read_text(encoding="utf-8"))
+    for page, words in (
+        ("start", f"top-1 {demo['test_top1']:.2f} %"),
+        ("start", "about four minutes"),
+        ("predict", f"at most {PART} pictures (or one batch)"),
+        ("serve", f"At most {Settings.connections} connections"),
+    ):
+        assert words in (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+    assert 210 <= demo["train_seconds"] < 270
 
 
 def test_every_public_name_has_its_meaning_written():
