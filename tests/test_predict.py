@@ -97,6 +97,8 @@ def test_a_name_that_is_no_utf_8_is_drawn_with_a_mark(model, tmp_path):
 
 
 def test_what_cannot_be_predicted_is_refused(model, tmp_path):
+    with pytest.raises(dynamixer.UserError, match=r"x.png cannot be written: .* is no folder"):
+        dynamixer.predict([EXAMPLES], model, sheet=model / "x.png")
     with pytest.raises(dynamixer.UserError, match="one of the paths is empty"):
         dynamixer.predict([""], model)
     with pytest.raises(dynamixer.UserError, match="has no pictures"):

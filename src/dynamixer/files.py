@@ -49,10 +49,13 @@ def check_picture_path(path: Path) -> None:
     """Refuse a place that a PNG cannot be written to, before the work is done.
 
     Raises:
-        UserError: another ending than .png, or a folder.
+        UserError: another ending than .png, a folder, or a place within a file.
     """
     if path.suffix.lower() != ".png" or path.is_dir():
         raise UserError(f"{path} is not a name for a picture: it has to end in .png and not be a folder.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"{path} cannot be written: {above} is no folder.")
 
 
 def write_text(path: Path, text: str) -> None:
