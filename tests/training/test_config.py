@@ -34,7 +34,7 @@ def test_words_change_keys_by_their_type():
     ("word", "sentence"),
     [
         ("epoch=3", "unknown key 'epoch': did you mean 'epochs'"),
-        ("model_args=3", "unknown key 'model_args'"),
+        ("model_args=3", "are no options: give each as model.NAME=VALUE"),
         ("epochs=three", "epochs=three is not a whole number"),
         ("epochs=1.5", "not a whole number"),
         ("lr=fast", "lr=fast is not a number"),
