@@ -18,6 +18,8 @@ def test_the_choice_is_logged(capsys):
         ("gpu", "unknown device 'gpu'"),
         ("cuda:x", "unknown device"),
         ("cpu:99999999999999999999", "there is no cpu:9"),
+        ("cpu:128", "numbered from 0 to 127"),
+        ("cpu:007", "there is no cpu:007"),
         ("", "unknown"),
     ],
 )

@@ -98,6 +98,15 @@ def test_the_card_says_what_is_known_and_no_path_of_this_machine(run, tmp_path):
     assert not re.search(r"[^ ]None", body)
 
 
+def test_what_a_kill_left_in_the_folder_does_not_stop_the_next_try(run, tmp_path):
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f/.model.safetensors.abcdefgh.safetensors").touch()
+    assert (write_folder(run, tmp_path / "f") / "model.safetensors").exists()
+    (tmp_path / "f/notes.txt").touch()
+    with pytest.raises(UserError, match="holds something else"):
+        write_folder(run, tmp_path / "f")
+
+
 def test_a_card_says_what_is_not_known(tmp_path):
     model = create_model("dynamixer_nano", **ARGS)
     save_checkpoint(

@@ -7,6 +7,7 @@ import torch
 from dynamixer.errors import UserError, did_you_mean
 from dynamixer.logs import log
 
+MOST = 127  # of the numbers that torch tells apart; larger ones come out as others
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 
@@ -27,8 +28,8 @@ def resolve_device(name: str = "auto") -> torch.device:
         found = torch.accelerator.current_accelerator(check_available=True)
         device = found or torch.device("cpu")
     else:
-        if len(index) > 4:
-            raise UserError(f"there is no {name}.")
+        if index and (len(index) > 3 or str(int(index)) != index or int(index) > MOST):
+            raise UserError(f"there is no {name}: devices are numbered from 0 to {MOST}.")
         device = torch.device(name)
         if kind != "cpu":
             backend: Any = getattr(torch, kind, None)

@@ -287,6 +287,8 @@ def test_settings_that_cannot_work_are_refused():
         Settings(token="short")
     with pytest.raises(UserError, match="queue=0 has to be 1 or more"):
         Settings(queue=0)
+    with pytest.raises(UserError, match="no address to listen on is given"):
+        Settings(host="")
 
 
 @pytest.fixture

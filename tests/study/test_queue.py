@@ -121,6 +121,18 @@ def test_a_failing_run_ends_the_command_with_1(place, tmp_path, monkeypatch, cap
     assert said.err.endswith("error: 1 runs failed: cifar10-static-seed0.\n")
 
 
+def test_runs_on_imagenette_alone_want_no_other_pictures(place, tmp_path, capsys):
+    from dynamixer.cli import main  # noqa: PLC0415
+
+    before = signal.getsignal(signal.SIGTERM)
+    words = ["--imagenette", EMBEDDED, "--work", str(place.work), "--results", str(tmp_path / "results"), "--json"]
+    with pytest.raises(SystemExit) as ended:
+        main(["reproduce", "--cifar10", "nowhere", *words, "--only", "imagenette-static-seed0"])
+    signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 0
+    assert json.loads(capsys.readouterr().out)["done"] == 1
+
+
 def test_what_can_still_be_measured_is(place, tmp_path):
     corrupted = Place(place.work, place.train, place.test, tmp_path)
     results = tmp_path / "results"

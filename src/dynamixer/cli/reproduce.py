@@ -108,7 +108,8 @@ def reproduce(
         raise UserError(
             f"--only {only} fits no run{'' if table is None else ' of this table'}: they are called like {runs(table)[0]}."
         )
-    place = place_of({"cifar10": cifar10, "imagenette": imagenette}, work, corrupted)
+    asked = any(run.dataset == "cifar10" for run in wanted)  # else nothing is to be downloaded
+    place = place_of({"cifar10": cifar10 if asked else None, "imagenette": imagenette}, work, corrupted)
     outcome = queue.study(place, results, wanted, minutes=minutes, side_by_side=side_by_side, words=words)
     print_result(as_json, outcome.to_dict(), outcome.text())
     if outcome.failed:

@@ -121,7 +121,7 @@ class Parts:
                 write_text(about, json.dumps({"job": asdict(self.job), "machine": machine}, indent=2) + "\n")
             try:
                 yield
-            except (Exception, KeyboardInterrupt):
+            except BaseException:
                 if not self.done():  # nothing is lost, and another try is free to differ
                     self.clear()
                 raise

@@ -108,6 +108,8 @@ class RunFolder:
         if self.held is not None:
             return
         file = os.open(self.run, os.O_RDONLY | os.O_CLOEXEC)
+        if not locked(file):
+            log(f"another process holds {self.run}: waiting {PATIENCE:.0f} seconds, which is enough if it was killed")
         if not locked(file, PATIENCE):
             os.close(file)
             raise UserError(f"another process trains in {self.run}: wait for it, stop it, or give another --out.")
