@@ -218,6 +218,42 @@ def test_the_tables_of_speed_are_the_results(monkeypatch):
     ).parts()
 
 
+def test_the_sentences_about_speed_say_what_its_tables_do():
+    page = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[2:5] for line in between(page, "goals").splitlines()[2:]]
+    aim, s, nano = ([float((re.findall(r"[\d.]+", row[place]) or [0])[0]) for row in rows] for place in range(3))
+    inference, training = json.loads((ROOT / "benchmarks/results/parts-s.json").read_text())["profiles"]
+
+    def part(profile, name):
+        return next(one for one in profile["parts"] if one["operation"].removeprefix("dynamixer::") == name)
+
+    def share(profile, *names):
+        return 100 * sum(part(profile, name)["share"] for name in names)
+
+    def rate(profile, name):
+        return part(profile, name)["gflop_per_s"] / profile["bound_gflop_per_s"]
+
+    said = {
+        "about two fifths of the memory for the backward pass": [(s[15], 0.35, 0.45), (nano[15], 0.35, 0.45)],
+        "S it is a third quicker than bf16": [(s[7], 1.28, 1.38)],
+        "at nano it gains nothing": [(nano[7], 0.9, 1.03)],
+        "1.8x would be three quarters of the bound": [(1.8 / s[10], 0.7, 0.8)],
+        "it would be 1.6 to 1.7x": [(s[9] * s[13] / s[12], 1.6, 1.7)],
+        "at three quarters of the rate that products reach alone": [(rate(training, "tail_grads"), 0.7, 0.8)],
+        "gradients takes a tenth": [(share(training, "mix", "mix_grads"), 9, 12)],
+        "another tenth is outside the kernels": [(share(training, "pack", "everything else"), 9, 12)],
+        "at more than four fifths of the rate": [(rate(inference, "tail"), 0.8, 1)],
+        "a quarter of the time is outside it": [(100 - share(inference, "tail"), 22, 28)],
+        "the timed one would just come to the 85 %": [(s[2] * s[4] / s[3], 83, 87)],
+        "where products are less than half of the time": [(nano[3], 0, 50)],
+        "leaves a hundredth of the time for the softmax": [(100 * (s[18] - aim[17]), 0.5, 1.5)],
+        "at nano it is by itself more than is aimed at": [(aim[17] - nano[18], 0, 1)],
+    }
+    for sentence, figures in said.items():
+        assert sentence in " ".join(page.split())
+        assert all(least <= figure <= most for figure, least, most in figures), (sentence, figures)
+
+
 def test_the_table_of_compiled_layouts_is_its_results(monkeypatch):
     found = json.loads((ROOT / "benchmarks/results/compiled.json").read_text())
     page = (ROOT / "docs/adr/0007-speed.md").read_text(encoding="utf-8")

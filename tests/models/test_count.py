@@ -53,7 +53,8 @@ def test_dropping_the_softmax_costs_nothing_and_the_static_matrix_its_entries():
 
 
 @pytest.mark.parametrize(
-    ("name", "most", "size"), [("dynamixer_nano", 1_000_000, 32), ("dynamixer_tiny", 6_000_000, 128)]
+    ("name", "most", "size"),
+    [("dynamixer_nano", 1_000_000, 32), ("dynamixer_nano_plus", 1_000_000, 32), ("dynamixer_tiny", 6_000_000, 128)],
 )
 def test_our_small_models_are_small(name, most, size):
     model = timm.create_model(name, device="meta")

@@ -50,6 +50,16 @@ def test_importing_registers_the_models_under_the_module_dynamixer():
     assert printed[:2] == ["False", str(NAMES)]
 
 
+def test_nano_plus_is_nano_without_the_softmax():
+    x, model = pictures(), nano(softmax=False)
+    plus = timm.create_model("dynamixer_nano_plus").eval()
+    plus.load_state_dict(model.state_dict())
+    assert torch.equal(plus(x), model(x))
+    plus = timm.create_model("dynamixer_nano_plus", softmax=True).eval()
+    plus.load_state_dict(model.state_dict())
+    assert (plus(x) - model(x)).abs().max() > 0.1
+
+
 def test_unknown_options_are_errors():
     with pytest.raises(TypeError, match="qk_scale"):
         timm.create_model("dynamixer_nano", qk_scale=1)

@@ -17,7 +17,11 @@ from helpers import shared_data
 from small_models import small
 
 MODELS = shipped.names()
-TESTS = {"dynamixer_tiny": "imagenette128/val.parquet", "dynamixer_nano": "cifar10/test.parquet"}
+TESTS = {
+    "dynamixer_tiny": "imagenette128/val.parquet",
+    "dynamixer_nano": "cifar10/test.parquet",
+    "dynamixer_nano_plus": "cifar10/test.parquet",
+}
 
 
 def test_what_ships_is_small_and_has_cards():

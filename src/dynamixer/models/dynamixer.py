@@ -302,15 +302,7 @@ default_cfgs = generate_default_cfgs({name: _cfg(name) for name in VARIANTS})
 
 def _create(name: str, pretrained: bool, **kwargs: Any) -> DynaMixer:
     v = VARIANTS[name]
-    numbers: dict[str, Any] = {
-        "img_size": v.img_size,
-        "num_classes": v.num_classes,
-        "patch_size": v.patch_size,
-        "depths": v.depths,
-        "dims": v.dims,
-        "segments": v.segments,
-        "reduced": v.reduced,
-    }
+    numbers = {key: value for key, value in vars(v).items() if key != "crop_pct"}
     feature_cfg = {"out_indices": tuple(range(len(v.depths))), "feature_cls": "getter"}
     model: DynaMixer = build_model_with_cfg(
         DynaMixer, name, pretrained, pretrained_filter_fn=at_size, feature_cfg=feature_cfg, **(numbers | kwargs)
@@ -322,6 +314,12 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> DynaMixer:
 def dynamixer_nano(pretrained: bool = False, **kwargs: Any) -> DynaMixer:
     """DynaMixer-nano: 32 px pictures, patch 2, under 1M parameters with 10 classes."""
     return _create("dynamixer_nano", pretrained, **kwargs)
+
+
+@register_model
+def dynamixer_nano_plus(pretrained: bool = False, **kwargs: Any) -> DynaMixer:
+    """DynaMixer-nano without the softmax over input tokens, which wins on small data (docs/evidence.md, table 1)."""
+    return _create("dynamixer_nano_plus", pretrained, **kwargs)
 
 
 @register_model
