@@ -46,7 +46,7 @@ RESULTS = Path(__file__).resolve().parent / "results/engine.json"
 def made(config: TrainConfig, out: str) -> _Run:
     torch.manual_seed(config.seed)
     world, data = World(resolve_device(config.device)), prepare_data(config)
-    network = build_network(config, len(data.train.classes))
+    network = build_network(config, data.train.classes)
     network.model.to(world.device)
     return _Run(config, Path(out), world, data, network, Stopping())
 
@@ -57,7 +57,7 @@ class Bare:
     def __init__(self, engine: _Run, batches: Iterator[Any]):
         config, self.batches, self.engine = engine.config, batches, engine
         torch.manual_seed(config.seed)
-        self.model = build_network(config, len(engine.data.train.classes)).model.train()
+        self.model = build_network(config, engine.data.train.classes).model.train()
         if any(getattr(part, "fused", False) for part in engine.model.modules()):
             use_kernel(self.model)  # the same model
         course = Course(config, engine.data, engine.network, engine.world)

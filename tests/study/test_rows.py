@@ -90,7 +90,7 @@ def test_what_the_rows_are_trained_with_is_still_this():
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_can_be_built(row, monkeypatch):
     monkeypatch.setattr(dynamixer.DynaMixer, "init_weights", lambda model: None)
-    network = build_network(config_of(Run("cifar10", row, 0), ""), 10)
+    network = build_network(config_of(Run("cifar10", row, 0), ""), "abcdefghij")
     frozen = {name for name, p in network.model.named_parameters() if not p.requires_grad}
     assert bool(frozen) == row.startswith("frozen")
     assert all(".generate." in name for name in frozen)
@@ -98,10 +98,10 @@ def test_a_row_can_be_built(row, monkeypatch):
 
 def test_peers_have_the_parameters_of_nano_and_its_pictures():
     assert {ROWS[row].changes["model"] for row in PEERS} == set(PEER_MODELS)
-    nano = build_network(config_of(Run("cifar10", "dynamic", 0), ""), 10)
+    nano = build_network(config_of(Run("cifar10", "dynamic", 0), ""), "abcdefghij")
     own = dynamixer.count(nano.model, 32)
     for row in PEERS:
-        network = build_network(config_of(Run("cifar10", row, 0), ""), 10)
+        network = build_network(config_of(Run("cifar10", row, 0), ""), "abcdefghij")
         found = dynamixer.count(network.model, network.preprocessing.size)
         assert found.parameters == pytest.approx(own.parameters, rel=0.1), row
         assert found.multiply_adds == pytest.approx(own.multiply_adds, rel=0.25), row

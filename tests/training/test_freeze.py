@@ -20,7 +20,7 @@ def config(**change):
 
 def start():
     torch.manual_seed(0)
-    return build_network(config(), 10).model.state_dict()
+    return build_network(config(), "abcdefghij").model.state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_resumed_run_has_the_same_bits(run, tmp_path, monkeypatch):
 def test_the_kernel_trains_the_rest_too():
     from dynamixer.speed import use_kernel  # noqa: PLC0415
 
-    network = build_network(config(), 10)
+    network = build_network(config(), "abcdefghij")
     model = use_kernel(network.model)
     model(torch.randn(2, 3, 32, 32)).square().mean().backward()
     grads = {name for name, p in model.named_parameters() if p.grad is not None}
@@ -79,4 +79,4 @@ def test_the_kernel_trains_the_rest_too():
 )
 def test_a_pattern_that_fits_nothing_or_all_is_a_sentence(pattern, sentence):
     with pytest.raises(UserError, match=sentence):
-        build_network(config(freeze=pattern), 10)
+        build_network(config(freeze=pattern), "abcdefghij")

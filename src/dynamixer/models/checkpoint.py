@@ -2,11 +2,11 @@
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors
 import safetensors.torch
@@ -38,6 +38,19 @@ class Checkpoint:
     preprocessing: Preprocessing
     trained: dict[str, Any]  # how it came about: epoch, data, accuracy on held-out pictures
     path: Path
+
+
+def in_order(model: nn.Module, known: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Put the rows of a classifier that knows some classes into the order of `wanted`; False if those are other classes."""
+    if sorted(known) != sorted(wanted):
+        return False
+    places, timms = [known.index(name) for name in wanted], cast(Any, model)
+    found = timms.get_classifier()
+    with torch.no_grad():
+        for part in found if isinstance(found, tuple) else (found,):
+            for parameter in part.parameters():
+                parameter.copy_(parameter[places])
+    return True
 
 
 def create_model(name: str, **args: Any) -> nn.Module:

@@ -19,7 +19,7 @@ from dynamixer.study.results import Line
 from dynamixer.study.rows import BASE, DATASETS, MAIN, ROWS, Run, config_of
 from dynamixer.training.setup import build_network, environment
 
-CLASSES = 10
+CLASSES = "0123456789"
 ROUNDS = 9
 
 

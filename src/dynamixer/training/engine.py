@@ -79,7 +79,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: str = "auto") -> Resu
         data = prepare_data(config)
         check_classes(data.train.classes)
         torch.manual_seed(config.seed)
-        network = build_network(config, len(data.train.classes))
+        network = build_network(config, data.train.classes)
         network.model.to(members.device, dtype_of(config))
         check_sizes(network, config, members.device)
         engine = _Run(config, run, members, data, network, stopping)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynamixer.errors import RunError, UserError
-from dynamixer.models.checkpoint import create_model, load
+from dynamixer.models.checkpoint import create_model, in_order, load
+from dynamixer.models.shipped import shipped
 from dynamixer.speed.kernel import kernel_if_any
 from dynamixer.training.config import TrainConfig
 
@@ -79,9 +80,9 @@ def dtype_of(config: TrainConfig) -> torch.dtype:
 
 
 def _teacher(name: str, classes: tuple[str, ...], sizes: Sequence[tuple[int, int]]) -> nn.Module:
-    if Path(name).exists():
+    if Path(name).exists() or shipped(name):
         checkpoint = load(name)
-        teacher, same = checkpoint.model, checkpoint.classes == classes
+        teacher, known = checkpoint.model, checkpoint.classes
     else:
         try:
             teacher = create_model(name, pretrained=True)
@@ -89,8 +90,10 @@ def _teacher(name: str, classes: tuple[str, ...], sizes: Sequence[tuple[int, int
             raise
         except Exception as error:  # whatever the hub, the network or the file does
             raise RunError(f"the weights of the teacher {name} could not be had: {error}") from None
-        same = getattr(teacher, "num_classes", None) == len(classes)
-    if not same:
+        known = (getattr(teacher, "pretrained_cfg", None) or {}).get("label_names")  # timm's own have none
+        if not known and getattr(teacher, "num_classes", None) == len(classes):
+            known = classes
+    if not in_order(teacher, known or (), classes):
         raise UserError(f"the teacher {name} knows other classes than the data: distillation needs the same ones.")
     for size in {*sizes}:
         try:

@@ -150,7 +150,7 @@ def _imagenet(model: str, *, batch_size: int, drop_path: float) -> TrainConfig:
 def finetune() -> TrainConfig:
     """From trained weights to other classes or another size: `dynamixer train finetune weights=RUN --data D size=160`.
 
-    Layer-wise learning-rate decay keeps what the early layers know; the classifier is fresh where the number of classes differs.
+    Layer-wise learning-rate decay keeps what the early layers know; the classifier is fresh where the classes are others.
     """
     return TrainConfig(
         model="",

@@ -37,7 +37,7 @@ from dynamixer.errors import UserError
 from dynamixer.files import is_leftover, reason
 from dynamixer.logs import log
 from dynamixer.models.about import is_class_name, is_option
-from dynamixer.models.checkpoint import create_model, load
+from dynamixer.models.checkpoint import create_model, in_order, load
 from dynamixer.training.config import TrainConfig
 from dynamixer.training.world import World
 
@@ -102,10 +102,10 @@ class Network:
     sizes: list[tuple[int, int]]  # that training draws from
 
 
-def build_network(config: TrainConfig, classes: int) -> Network:
-    """The model, fresh or with the weights that `config.weights` names, for this number of classes and picture size."""
+def build_network(config: TrainConfig, classes: Sequence[str]) -> Network:
+    """The model, fresh or with the weights that `config.weights` names, for these classes and the picture size."""
     if config.weights is None:
-        args: dict[str, Any] = {"num_classes": classes, **config.model_args}
+        args: dict[str, Any] = {"num_classes": len(classes), **config.model_args}
         if config.size is not None:
             args["img_size"] = config.size
         if config.drop_path:
@@ -158,7 +158,7 @@ def _build(config: TrainConfig, args: dict[str, Any]) -> nn.Module:
 
 
 def _from_weights(
-    config: TrainConfig, weights: str, classes: int
+    config: TrainConfig, weights: str, classes: Sequence[str]
 ) -> tuple[nn.Module, str, dict[str, Any], Preprocessing]:
     checkpoint = load(weights)
     if config.model not in ("", checkpoint.name):
@@ -170,7 +170,8 @@ def _from_weights(
         raise UserError(
             f"weights={weights} bring their options along: leave model.{next(iter(config.model_args))} out."
         )
-    args = checkpoint.args | {"num_classes": classes}
+    args = checkpoint.args | {"num_classes": len(classes)}
+    args.pop("drop_path_rate", None)  # the recipe's to say
     if config.drop_path:
         args["drop_path_rate"] = config.drop_path
     model: Any = create_model(checkpoint.name, **(args | {"num_classes": len(checkpoint.classes)}))
@@ -178,9 +179,9 @@ def _from_weights(
     log(
         f"weights: {checkpoint.path}, {checkpoint.name} for {len(checkpoint.classes)} classes at {checkpoint.preprocessing.size}"
     )
-    if classes != len(checkpoint.classes):
-        log(f"the classifier is made anew for {classes} classes")
-        model.reset_classifier(classes)
+    if not in_order(model, checkpoint.classes, classes):
+        log(f"the classifier is made anew: the {len(classes)} classes are others than those of the weights")
+        model.reset_classifier(len(classes))
     other_size = config.size is not None and checkpoint.preprocessing.size != (config.size, config.size)
     if other_size and hasattr(model, "set_input_size"):
         model.set_input_size((config.size, config.size))
