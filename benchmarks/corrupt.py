@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+COLUMNS = ("image", "img")  # ours, and that of CIFAR-10 on the Hugging Face hub
 SEVERITIES = range(1, 6)
 PACKAGES = ("imagecorruptions", "numpy", "scipy", "scikit-image", "numba", "pillow")
 
@@ -54,14 +55,17 @@ def seed_of(seed: int, kind: str, severity: int, number: int) -> int:
 
 def read(path: Path) -> tuple[pa.Table, np.ndarray]:
     table = pq.read_table(path)
-    missing = {"image", "label"} - set(table.column_names)
-    if missing:
-        raise SystemExit(f"{path} has no column {missing.pop()}: image (bytes, path) and label are expected.")
+    if not {*COLUMNS} & {*table.column_names} or "label" not in table.column_names:
+        raise SystemExit(f"{path} needs a column {' or '.join(COLUMNS)} (bytes, path), and one called label.")
     return table, table.column("label").to_numpy()
 
 
+def column_of(table: pa.Table) -> str:
+    return next(name for name in COLUMNS if name in table.column_names)
+
+
 def pixels_of(table: pa.Table, number: int) -> np.ndarray:
-    encoded = table.column("image")[number].as_py()["bytes"]
+    encoded = table.column(column_of(table))[number].as_py()["bytes"]
     return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
 
 
@@ -75,7 +79,10 @@ def write(path: Path, table: pa.Table, numbers: np.ndarray, pictures: list[bytes
     """With the labels and class names of the original; put in place when whole."""
     images = [{"bytes": data, "path": f"{number:05d}.png"} for data, number in zip(pictures, numbers, strict=True)]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    columns = {"image": pa.array(images, kind), "label": table.column("label").take(pa.array(numbers)).combine_chunks()}
+    columns = {
+        column_of(table): pa.array(images, kind),
+        "label": table.column("label").take(pa.array(numbers)).combine_chunks(),
+    }
     made = pa.table(columns).replace_schema_metadata(table.schema.metadata)
     aside = path.with_name(f".{path.name}")
     pq.write_table(made, aside)

@@ -43,8 +43,11 @@ def test_each_picture_has_a_seed_of_its_own(corrupt):
     assert corrupt.seed_of(0, "fog", 1, 7) == 2_463_472_062
 
 
-def test_what_is_written_is_a_data_set_with_the_same_labels(corrupt, tmp_path):
+@pytest.mark.parametrize("column", ["image", "img"])
+def test_what_is_written_is_a_data_set_with_the_same_labels(corrupt, tmp_path, column):
     table, labels = corrupt.read(SHIPPED)
+    metadata = table.schema.metadata[b"huggingface"].replace(b'"image"', f'"{column}"'.encode())
+    table = table.rename_columns({"image": column}).replace_schema_metadata({"huggingface": metadata})
     numbers = corrupt.chosen(labels, 20, seed=0)
     inverted = [corrupt.png(255 - corrupt.pixels_of(table, int(n))) for n in numbers]
     corrupt.write(tmp_path / "fog-1.parquet", table, numbers, inverted)
@@ -67,7 +70,7 @@ def test_other_tables_are_a_sentence(corrupt, tmp_path):
     picture = io.BytesIO()
     Image.new("RGB", (32, 32)).save(picture, "png")
     pq.write_table(pa.table({"image": [picture.getvalue()]}), tmp_path / "x.parquet")
-    with pytest.raises(SystemExit, match="no column label"):
+    with pytest.raises(SystemExit, match="one called label"):
         corrupt.read(tmp_path / "x.parquet")
 
 

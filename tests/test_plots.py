@@ -135,3 +135,18 @@ def test_no_wrong_picture_is_said_in_words():
     for figure in (confused_pairs_picture(np.eye(3, dtype=int), "abc"), confused_sheet([])):
         assert [text for text, _ in words(figure)] == ["No picture was taken for another class."]
         assert_nothing_is_clipped(figure)
+
+
+def test_names_are_not_read_as_formulas(tmp_path):
+    classes = ["$5_{", "a $x^ b", "price_$5_and_$6"]
+    picture = Image.new("RGB", (20, 20))
+    figures = [
+        curves_picture([{"epoch": 1, "train_loss": 1.0, "train_top1": 50.0}], classes[2]),
+        confusion_picture(np.arange(9).reshape(3, 3), classes),
+        confused_pairs_picture(np.arange(9).reshape(3, 3), classes),
+        confused_sheet([(picture, classes[0], classes[2], 0.5)]),
+        prediction_sheet([(picture, classes[2], [(name, 0.3) for name in classes])]),
+    ]
+    for figure in figures:
+        drawn(figure, tmp_path / "a.png")
+        assert "$" in "".join(text for text, _ in words(figure))

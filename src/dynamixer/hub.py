@@ -16,7 +16,7 @@ from dynamixer.logs import log
 from dynamixer.models.about import CONFIG
 from dynamixer.models.checkpoint import Checkpoint, load, save_checkpoint
 from dynamixer.models.count import count
-from dynamixer.models.download import WEIGHTS
+from dynamixer.models.download import WEIGHTS, called
 
 CARD = "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
@@ -56,9 +56,8 @@ def write_folder(
     data = checkpoint.trained.get("data")
     if isinstance(data, str) and data.startswith(("/", "~", ".")):  # a path says much of a person's machine
         checkpoint = replace(checkpoint, trained={**checkpoint.trained, "data": Path(data).name})
-    path = checkpoint.path.resolve()
-    stem = path.parent.name if path.stem in ("best", "last", "model") else path.stem
-    folder = Path(out) if out is not None else Path(f"{stem}-hub")
+    path = checkpoint.path.absolute()
+    folder = Path(out) if out is not None else Path(f"{called(path)}-hub")
     if folder.exists() and (
         not folder.is_dir() or any(p.name not in FILES and not is_leftover(p) for p in folder.iterdir())
     ):

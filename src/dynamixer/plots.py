@@ -39,7 +39,7 @@ def curves_picture(rows: Sequence[dict[str, Any]], title: str, training: str = "
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    figure.suptitle(title, color=INK)
+    figure.suptitle(title, color=INK, parse_math=False)
     return figure
 
 
@@ -52,8 +52,8 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     if n <= 40:
-        axes.set_xticks(range(n), classes, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(n), classes)
+        axes.set_xticks(range(n), classes, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
+        axes.set_yticks(range(n), classes, parse_math=False)
     if n <= 20:
         for i, j in np.ndindex(n, n):
             if counts[i, j]:
@@ -74,10 +74,11 @@ def prediction_sheet(pictures: Sequence[tuple[Image.Image, str, Sequence[tuple[s
     for cell, (picture, title, top) in zip(cells, pictures, strict=False):
         axes, bars = cell.subplots(2, 1, height_ratios=[2.6, 1])
         axes.imshow(picture, interpolation="nearest" if max(picture.size) < 100 else "antialiased")
-        axes.set_title(title if len(title) < 28 else f"…{title[-26:]}", fontsize=9, color=INK)
+        axes.set_title(title if len(title) < 28 else f"…{title[-26:]}", fontsize=9, color=INK, parse_math=False)
         axes.axis("off")
         names, shares = [name for name, _ in top[:3]][::-1], [100 * p for _, p in top[:3]][::-1]
-        bars.barh(names, shares, color=TRAIN)
+        bars.barh(range(len(names)), shares, color=TRAIN)
+        bars.set_yticks(range(len(names)), names, parse_math=False)
         for i, share in enumerate(shares):
             inside = share > 70
             bars.text(share + (-2 if inside else 2), i, f"{share:.0f} %", va="center", ha="right" if inside else "left",

@@ -1,5 +1,6 @@
 import html
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -181,6 +182,25 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path):
 
 
 @pytest.mark.usefixtures("_undrawn")
+def test_nothing_of_others_is_written_over(tmp_path):
+    saved(tmp_path)
+    with pytest.raises(UserError, match="holds a trained model, whose report would be overwritten"):
+        explain(BAG, tmp_path / "model.safetensors", out=tmp_path)
+    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday/picture.png").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"holiday/picture\.png would be overwritten"):
+        explain(BAG, tmp_path / "model.safetensors", out=tmp_path / "holiday")
+    assert (tmp_path / "holiday/picture.png").read_bytes() == b"mine"
+
+
+def test_a_name_that_is_no_utf8_or_looks_like_a_formula_is_shown(tmp_path):
+    odd = tmp_path / os.fsdecode(b"caf\xe9_$5_and_$6.png")
+    odd.write_bytes(BAG.read_bytes())
+    saved(tmp_path)
+    explain(odd, tmp_path / "model.safetensors", out=tmp_path / "out")
+    assert "How caf\N{REPLACEMENT CHARACTER}_$5_and_$6.png is mixed" in (tmp_path / "out/report.html").read_text()
+
+
 def test_a_picture_of_the_native_size_gives_the_answer_of_predict(tmp_path):
     model = saved(tmp_path)
     found = explain(BAG, model, out=tmp_path / "out", device="cpu", blocks=[0])

@@ -60,6 +60,10 @@ def weights():
     return {k: v.clone() for k, v in create_model("dynamixer_nano", **ARGS).state_dict().items()}
 
 
+def grey():
+    return create_model("dynamixer_nano", **ARGS, in_chans=1)
+
+
 def about(**change):
     pre = Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3).to_dict()
     made = {"format": 1, "dynamixer": "0", "model": "dynamixer_nano", "model_args": ARGS, "classes": ["a", "b"]}
@@ -210,6 +214,13 @@ BEST = {  # a run folder's best.safetensors
     "option of another kind": lambda: args(dims={"__reduce__": "os.system"}),
     "a thousand million layers": lambda: args(depths=[10**9]),
     "layers without weights": lambda: args(depths=[999]),
+    "words as layers": lambda: args(depths=["a"]),
+    "nothing as layers": lambda: args(depths=[None]),
+    "one channel": lambda: file(made=grey().state_dict(), model_args=ARGS | {"in_chans": 1}),
+    "no pooling": lambda: args(global_pool=""),
+    "a size without sides": lambda: preprocessing(size=[]),
+    "a size of one side": lambda: preprocessing(size=[32]),
+    "a size of three sides": lambda: preprocessing(size=[32, 32, 32]),
     "terabytes of weights": lambda: args(dims=[8_000_000]),
     "picture of 10**9 pixels": lambda: args(img_size=10**9),
     "escape codes in a class name": lambda: file(classes=["a", "\x1b]0;owned\x07b"]),

@@ -60,6 +60,13 @@ def test_at_another_size_they_compute_what_the_native_one_does_there():
     assert (made(x) - made(x.flip(-1))).abs().max() > 1e-2
 
 
+def test_other_channels_and_another_size_at_once():
+    made = timm.create_model("dynamixer_nano", pretrained=True, in_chans=1, img_size=48).eval()
+    x = torch.randn(2, 1, 48, 48)
+    colour = timm.create_model("dynamixer_nano", pretrained=True, img_size=48).eval()
+    torch.testing.assert_close(made(x), colour(x.expand(-1, 3, -1, -1)), atol=1e-3, rtol=1e-3)
+
+
 def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / shipped.DEFAULT).mkdir()

@@ -131,6 +131,9 @@ REFUSALS = [
     ("POST", "/v1/predict", form(("image", b"x"), end=""), {"Content_Type": FORM}, 422, "before its last boundary"),
     ("POST", "/v1/predict", b"nothing", {"Content_Type": FORM}, 422, "cannot be read"),
     ("POST", "/v1/predict", b"", {"Content_Type": "multipart/form-data"}, 422, "no boundary"),
+    ("POST", "/v1/predict", b"", {"Content_Type": f"multipart/form-data; boundary={'y' * 300}"}, 422, "cannot be read"),
+    ("POST", "/v1/predict", form(*[("a", b"")] * 200), {"Content_Type": FORM}, 422, "too many parts"),
+    ("POST", "/v1/predict", b"--xyz\r\n" + b"A: b\r\n" * 200, {"Content_Type": FORM}, 422, "cannot be read"),
     ("GET", "/v1/predict", None, {}, 405, "GET is not what '/v1/predict' takes"),
     ("GET", "/etc/passwd", None, {}, 404, "there is nothing at '/etc/passwd'"),
     ("GET", "/../../etc/passwd", None, {}, 404, "nothing at"),
@@ -206,6 +209,29 @@ def test_metrics_count(here):
     assert "process_resident_memory_bytes" in text.decode()
     client.ask("GET", "/some/name/of/a/stranger")
     assert "stranger" not in client.ask("GET", "/metrics")[2].decode()
+
+
+def test_a_failure_is_a_sentence_too(model, monkeypatch, capsys):
+    with server_here(model) as (address, service):
+        monkeypatch.setattr(service.bodies, "picture", lambda request: 1 / 0)
+        status, headers, answer = Client(address).post("/v1/predict", picture(1))
+        assert (status, answer["error"]) == (500, "the server failed at this request; its log says how.")
+        assert all(headers[name] == value for name, value in HEADERS.items())
+        assert "division by zero" in capsys.readouterr().err
+        assert Client(address).get("/healthz")[0] == 200
+
+
+def test_limits_below_our_own_pictures_do_not_keep_it_from_serving(model):
+    with server_here(model, max_bytes=5000, max_pixels=500) as (address, service):
+        assert service.samples == []
+        assert Client(address).post("/v1/predict", picture(1, size=(20, 20), format="PNG"))[0] == 200
+
+
+@pytest.mark.parametrize("allowed", ["MyBox.local", "mybox.local:8443"])
+def test_a_host_is_allowed_however_it_is_written(model, allowed):
+    with server_here(model, hosts=(allowed,)) as (address, _):
+        assert Client(address).ask("GET", "/healthz", None, Host="mybox.LOCAL:9000")[0] == 200
+        assert Client(address).ask("GET", "/healthz", None, Host="evil.example")[0] == 421
 
 
 def test_not_ready_where_the_served_answer_is_another(model):

@@ -43,7 +43,7 @@ def test_the_plain_way_is_for_the_papers_block_only():
 
 def test_the_plain_way_is_for_whole_patches():
     with pytest.raises(UserError, match="multiples of 4 pixels, not \\(33, 33\\)"):
-        bench(["dynamixer_nano"], Plan(**QUICK, size=33))
+        plain(example_model("dynamixer_nano", 33))
 
 
 def test_every_variant_is_timed_against_the_first(found):
@@ -57,6 +57,20 @@ def test_every_variant_is_timed_against_the_first(found):
     assert {"peak_mib"} < ours["inference"]["kernel"].keys() & ours["latency"]["eager"].keys()
     assert 0 < ours["training_ceiling"]["images_per_s"] < ours["ceiling"]["images_per_s"]
     assert ours["multiply_adds"] == count(example_model("dynamixer_nano")).multiply_adds
+
+
+def test_a_model_that_the_plain_way_cannot_be_is_timed_against_itself(capsys):
+    found = bench(["dynamixer_nano_plus"], Plan(batch=1, rounds=1, size=16, train=False, fast=False))["models"][0]
+    assert found["inference"]["eager"]["times_baseline"] == 1
+    assert "kernel" in found["inference"]
+    assert "without plain, the plain way is written for the paper's block" in capsys.readouterr().err
+
+
+def test_a_place_for_the_figures_is_looked_at_first(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "--out", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "cannot be written: --out names a file" in capsys.readouterr().err
 
 
 def test_the_ceiling_counts_the_products_of_the_model():

@@ -14,6 +14,7 @@ from dynamixer.native import processor
 from dynamixer.speed import fast as module
 from dynamixer.speed.fast import FastModel, optimize
 from helpers import error, relative_entropy, sharpen
+from small_models import small
 
 BYTES = pytest.mark.skipif(
     "avx512_vnni" not in processor(), reason="this processor does not multiply eight bits: the kernels refuse it"
@@ -169,6 +170,26 @@ def test_what_cannot_be_had_is_passed_over_with_the_reason(model, pictures, cach
     assert "not by aoti: there is no compiler here." in said
     with pytest.raises(UserError, match="no openvino here"):
         optimize(model, pictures, way="openvino")
+
+
+@pytest.mark.parametrize("left", [1000, 0])
+def test_a_damaged_file_is_made_again(pictures, cache, capsys, left):
+    model = small(generator="dense")
+    optimize(model, pictures, way="openvino", precision="fp32")
+    (blob,) = [path for path in cache.rglob("*") if path.suffix == ".blob"]
+    blob.write_bytes(blob.read_bytes()[:left])
+    again = optimize(model, pictures, way="openvino", precision="fp32")
+    assert not again.cached
+    torch.testing.assert_close(again(pictures), model(pictures), atol=1e-3, rtol=1e-3)
+    assert f"{blob} cannot be read" in capsys.readouterr().err
+
+
+def test_what_fails_in_making_is_passed_over_too(model, pictures, cache, monkeypatch, capsys):
+    monkeypatch.setattr(module.WAYS["kernel"], "load", lambda *_: 1 / 0)
+    monkeypatch.setattr(module.WAYS["openvino"], "make", lambda *_: 1 / 0)
+    monkeypatch.setattr(module.WAYS["aoti"], "make", lambda *_: 1 / 0)
+    assert optimize(model, pictures).way == "eager"
+    assert "not by openvino: openvino does not take this model: division by zero" in capsys.readouterr().err
 
 
 def test_a_write_that_is_cut_short_leaves_nothing_behind(model, pictures, cache, monkeypatch):

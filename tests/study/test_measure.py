@@ -1,5 +1,6 @@
 """What is measured of a run's weights: the same as the public functions say."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -129,7 +130,8 @@ def test_what_was_measured_before_a_stop_is_not_measured_again(weights, tmp_path
         measure, "measure_run", lambda weights, test, parts, corrupted, precision: asked.append(parts) or {parts[0]: []}
     )
     out = tmp_path / "measured.json"
-    out.write_text('{"runs": [{"test_top1": 1.0}]}')
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    out.write_text(json.dumps({"weights": digest, "runs": [{"test_top1": 1.0}]}))
     task = {
         "weights": str(weights),
         "test": DATA,
@@ -140,7 +142,11 @@ def test_what_was_measured_before_a_stop_is_not_measured_again(weights, tmp_path
     }
     measure.main(json.dumps(task))
     assert asked == [["depth"]]
-    assert json.loads(out.read_text()) == {"runs": [{"test_top1": 1.0}], "depth": []}
+    assert json.loads(out.read_text()) == {"weights": digest, "runs": [{"test_top1": 1.0}], "depth": []}
+    out.write_text(json.dumps({"weights": "others", "runs": [{"test_top1": 1.0}]}))
+    measure.main(json.dumps(task))
+    assert asked == [["depth"], ["runs"], ["depth"]]
+    assert json.loads(out.read_text()) == {"weights": digest, "runs": [], "depth": []}
 
 
 def test_step_times_are_ratios_to_the_first_row(monkeypatch):

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -155,16 +154,6 @@ def test_results_of_another_protocol_are_refused(place, tmp_path):
         go(place, tmp_path / "results", WANTED[:1], words=["lr=0.5"])
     assert (tmp_path / "results/runs.csv").read_bytes() == before
     assert go(place, tmp_path / "results", WANTED[:1], words=["workers=1"]).done == 0  # no result depends on it
-
-
-def test_what_was_measured_of_earlier_weights_is_forgotten(place, tmp_path, monkeypatch):
-    go(place, tmp_path / "results", WANTED[:1])
-    measured = place.work / str(WANTED[0]) / "measured.json"
-    assert measured.exists()
-    shutil.rmtree(tmp_path / "results")
-    monkeypatch.setenv("FAKE_FAILING", "seed0")
-    assert go(place, tmp_path / "results", WANTED[:1]).failed == [str(WANTED[0])]
-    assert not measured.exists()
 
 
 def test_a_second_queue_is_refused(place, tmp_path):

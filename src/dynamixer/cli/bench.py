@@ -76,6 +76,8 @@ def bench(
         raise UserError(f"--{instead} has no use for {' and '.join(idle)}: leave it out.")
     if roofline is not None:
         check_picture_path(roofline)
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise UserError(f"{out} cannot be written: --out names a file in a folder that exists.")
     keep_memory()  # as training does, for all variants alike
     names = models or ("dynamixer_tiny",)
     if scale:
@@ -91,6 +93,6 @@ def bench(
         text = report.table(found)
         if roofline is not None:
             report.roofline(found, roofline)
+    print_result(as_json, found, text)
     if out is not None:
         write_text(out, json.dumps(found, indent=2) + "\n")
-    print_result(as_json, found, text)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from dynamixer.files import in_utf8
 from dynamixer.logs import log
 from dynamixer.models.shipped import DEFAULT, names, pretrained_cfg
 
@@ -53,7 +54,7 @@ model_option = click.option(
 
 def print_result(as_json: bool, value: dict[str, Any], text: str) -> None:
     """The result of a command on stdout: one JSON object, in which a number that is none is null, or text."""
-    click.echo(json.dumps(_numbers(value), allow_nan=False) if as_json else text)
+    click.echo(json.dumps(_numbers(value), allow_nan=False) if as_json else in_utf8(text))
 
 
 def _numbers(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -46,7 +47,8 @@ class Preprocessing:
         Raises:
             UserError: which value, and what it may be.
         """
-        if not all(type(side) is int and 0 < side <= MAX_SIDE for side in self.size):
+        sides: Sequence[int] = self.size
+        if len(sides) != 2 or not all(type(side) is int and 0 < side <= MAX_SIDE for side in sides):
             raise UserError(f"size {self.size} is not a height and a width between 1 and {MAX_SIDE} pixels.")
         numbers = (*self.mean, *self.std, self.crop_pct)
         known = all(isinstance(n, int | float) for n in numbers) and all(map(math.isfinite, numbers))

@@ -19,6 +19,7 @@ from dynamixer.explain.average import Average, average
 from dynamixer.explain.matrices import AXES, Explanation, blocks_of, check_blocks, look
 from dynamixer.explain.page import Findings, notes, photo_of, place, write_page
 from dynamixer.explain.receptive import Receptive, check_token, receptive
+from dynamixer.files import in_utf8
 from dynamixer.logs import log
 from dynamixer.models.checkpoint import load
 from dynamixer.models.dynamixer import DynaMixer
@@ -89,6 +90,7 @@ def explain(
         raise UserError(f"{folder} is a file: --out names a folder.")
     if Path(image).resolve().parent == folder.resolve() and WRITTEN.fullmatch(Path(image).name):
         raise UserError(f"{image} would be overwritten: give --out another folder.")
+    _check_folder(folder)
     picture = decode(image)
     others = _pictures(pictures, limit) if pictures is not None else []
     where = resolve_device(device)
@@ -110,7 +112,7 @@ def explain(
     batches = _batches(others, preprocessing, batch_size, where, skipped)
     means = average(network, batches, weights=False) if others else None
     photo = photo_of(picture, preprocessing, seen.size)
-    found = Findings(Path(image).name, photo, _top(seen, checkpoint.classes), token, seen, flow, means)
+    found = Findings(in_utf8(Path(image).name), photo, _top(seen, checkpoint.classes), token, seen, flow, means)
     rows = table(seen, means)
     about = {"image": str(image), "model": str(checkpoint.path), "pixels": "x".join(map(str, seen.size))}
     files = write_page(folder, found, chosen, rows, about | checkpoint.args)
@@ -156,6 +158,18 @@ def table(seen: Explanation, found: Average | None) -> list[dict[str, Any]]:
 def _figures(flow: Receptive) -> dict[str, Any]:
     values = {key: getattr(flow, key) for key in ("token", "block", "rank_correlation", "even_correlation", "left_out")}
     return {key: None if value != value else value for key, value in values.items()}  # nan is no JSON  # noqa: PLR0124
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse to write over what is not ours."""
+    there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if "config.yaml" in there or any(name.endswith(".safetensors") for name in there):
+        raise UserError(
+            f"{folder} holds a trained model, whose report would be overwritten: give --out another folder."
+        )
+    taken = [name for name in there if WRITTEN.fullmatch(name)]
+    if taken and "report.html" not in there:
+        raise UserError(f"{folder / taken[0]} would be overwritten: give --out another folder.")
 
 
 def _pictures(data: str | Path, limit: int) -> list[Callable[[], Image.Image]]:

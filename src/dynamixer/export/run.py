@@ -18,6 +18,7 @@ from dynamixer.export.int8 import IN_FP32, quantise
 from dynamixer.files import reason
 from dynamixer.logs import log
 from dynamixer.models.checkpoint import Checkpoint, load
+from dynamixer.models.download import called
 
 FORMATS = tuple(WRITERS)
 DYNAMIC = ("none", "batch", "all")
@@ -81,7 +82,7 @@ def export(
     checkpoint = load(model)
     preprocessing = checkpoint.preprocessing if size is None else checkpoint.preprocessing.at(size)
     checkpoint = replace(checkpoint, preprocessing=preprocessing)
-    path = Path(out) if out is not None else Path(f"{_stem(checkpoint)}{SUFFIXES[format]}")
+    path = Path(out) if out is not None else Path(f"{called(checkpoint.path)}{SUFFIXES[format]}")
     if path.suffix != SUFFIXES[format] or path.is_dir():
         raise UserError(f"{path} is not a name for {format}: it has to end in {SUFFIXES[format]} and not be a folder.")
     about = metadata(checkpoint, dynamic, batch_size, int8)
@@ -155,11 +156,6 @@ def _check(
         raise UserError("int8 is made by OpenVINO: give format=openvino.")
     if int8 and not data:
         raise UserError("int8 is calibrated on pictures like those that it will see: give some (--data).")
-
-
-def _stem(checkpoint: Checkpoint) -> str:
-    path = checkpoint.path.resolve()
-    return path.parent.name if path.stem in ("best", "last", "model") else path.stem
 
 
 def _sizes(native: tuple[int, int], dynamic: str) -> list[tuple[int, int]]:

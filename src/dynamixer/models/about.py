@@ -102,7 +102,7 @@ def check_depths(about: dict[str, Any], weights: Mapping[str, Tensor], path: Pat
     if depths is None or not str(about["model"]).startswith("dynamixer_"):
         return
     there = {found[0] for key in weights if (found := re.match(r"stages\.\d+\.blocks\.\d+\.", key))}
-    if not isinstance(depths, list) or len(there) != sum(depths):
+    if not isinstance(depths, list) or not all(type(n) is int for n in depths) or len(there) != sum(depths):
         raise UserError(
             f"{path} does not hold the weights of the {about['model']} it names: {len(there)} blocks, not {depths}."
         )
@@ -135,6 +135,10 @@ def _checked(about: dict[str, Any], path: Path) -> dict[str, Any]:
     for key, value in args.items():
         if (name.startswith("dynamixer_") and key not in ours) or not is_option(key, value):
             raise UserError(f"{path} has model arguments that are not a model's options: {key}={str(value)[:100]!r}.")
+    if args.get("in_chans", 3) != 3:
+        raise UserError(f"{path} is of a model for pictures of {args['in_chans']} channels: 3 are read.")
+    if not args.get("global_pool", "avg"):
+        raise UserError(f"{path} is of a model without global_pool, which has no answer for a whole picture.")
     if not isinstance(classes, list) or not all(isinstance(c, str) and is_class_name(c) for c in classes):
         raise UserError(f"{path} has no list of class names in its header: words of printable characters are needed.")
     if args.get("num_classes") != len(classes):

@@ -40,6 +40,16 @@ class Checkpoint:
     path: Path
 
 
+def check_classes(checkpoint: Checkpoint) -> None:
+    """Refuse a model without a classifier.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not checkpoint.classes:
+        raise UserError(f"{checkpoint.path} has no classes: a model without a classifier has nothing to predict.")
+
+
 def in_order(model: nn.Module, known: Sequence[str], wanted: Sequence[str]) -> bool:
     """Put the rows of a classifier that knows some classes into the order of `wanted`; False if those are other classes."""
     if sorted(known) != sorted(wanted):

@@ -41,3 +41,11 @@ def fetch(name: str) -> Path:
     except (OSError, errors.LocalEntryNotFoundError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"{name} could not be downloaded: {first.rstrip('.')}.") from None
+
+
+def called(path: Path) -> str:
+    """What a model is called whose file lies there: by its repository in the hub's cache, by its folder, or by the file."""
+    path = path.absolute()
+    if path.parent.parent.name == "snapshots":  # models--OWNER--NAME/snapshots/REVISION/model.safetensors
+        return path.parents[2].name.rpartition("--")[2]
+    return path.parent.name if path.stem in ("best", "last", "model") else path.stem

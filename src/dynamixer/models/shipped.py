@@ -38,8 +38,9 @@ def at_size(weights: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
         return weights
     made = deepcopy(model)
     made.set_input_size(size)
-    classifier = {key: weights[key] for key in weights if key.startswith("head.")}
-    made.load_state_dict(made.state_dict() | {key: weights[key] for key in weights.keys() - classifier.keys()})
+    # timm fits the stem to other channels and the classifier to other classes, after this.
+    others = {key: weights[key] for key in weights if key.startswith(("head.", "patch_embed."))}
+    made.load_state_dict(made.state_dict() | {key: weights[key] for key in weights.keys() - others.keys()})
     made.set_input_size(wanted)
     native: dict[str, Tensor] = made.state_dict()
-    return native | classifier
+    return native | others

@@ -18,7 +18,7 @@ from dynamixer.models.checkpoint import Checkpoint
 from dynamixer.serve.batching import Gate
 from dynamixer.serve.body import Bodies
 from dynamixer.serve.classifier import Classifier, MixingQuery
-from dynamixer.serve.guard import Guard, answer, refusal
+from dynamixer.serve.guard import FAILED, Guard, answer, refusal
 from dynamixer.serve.metrics import CONTENT_TYPE_LATEST, Metrics
 from dynamixer.serve.openapi import ENCODINGS, document
 from dynamixer.serve.samples import SHOWN, Sample
@@ -72,6 +72,7 @@ class Service:
         handlers: dict[Any, Callable[[Request, Any], Response | Awaitable[Response]]] = {
             Refused: lambda _, error: refusal(error),
             HTTPException: _no_such_thing,
+            Exception: lambda _, error: refusal(FAILED),  # raised again for the guard, which logs it
         }
         app = Starlette(routes=[*routes, *probes, *api], exception_handlers=handlers, lifespan=self._lifespan)
         app.router.redirect_slashes = False

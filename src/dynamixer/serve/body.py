@@ -14,6 +14,7 @@ RAW_TYPES = (
     "image/jpeg", "image/jpg", "image/png", "image/webp", "image/bmp", "image/x-ms-bmp", "application/octet-stream",
 )  # fmt: skip
 FIELD = "image"  # of the multipart form
+MOST_PARTS = 100  # of a form: each costs calls while nobody else is served
 
 
 class Bodies:
@@ -89,10 +90,13 @@ def _only_picture(body: bytes, boundary: bytes) -> bytes:
     """The one file of a form, whose field is called `image`."""
     found: list[bytearray] = []
     header: dict[str, bytearray] = {}
-    state = {"wanted": False, "ended": False}
+    state = {"wanted": False, "ended": False, "parts": 0}
 
     def part_begin() -> None:
         state["wanted"] = False
+        state["parts"] += 1
+        if state["parts"] > MOST_PARTS:
+            raise Refused(422, "the form has too many parts: send one picture in one field.")
 
     def header_begin() -> None:
         header.update(name=bytearray(), value=bytearray())
@@ -111,19 +115,19 @@ def _only_picture(body: bytes, boundary: bytes) -> bytes:
     def finish() -> None:
         state["ended"] = True
 
-    parser = MultipartParser(
-        boundary,
-        {
-            "on_part_begin": part_begin,
-            "on_header_begin": header_begin,
-            "on_header_field": lambda data, start, end: header["name"].extend(data[start:end]),
-            "on_header_value": lambda data, start, end: header["value"].extend(data[start:end]),
-            "on_header_end": header_end,
-            "on_part_data": part_data,
-            "on_end": finish,
-        },
-    )
     try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": part_begin,
+                "on_header_begin": header_begin,
+                "on_header_field": lambda data, start, end: header["name"].extend(data[start:end]),
+                "on_header_value": lambda data, start, end: header["value"].extend(data[start:end]),
+                "on_header_end": header_end,
+                "on_part_data": part_data,
+                "on_end": finish,
+            },
+        )
         parser.write(body)
         parser.finalize()
     except FormParserError:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dynamixer.data.decode import DEFAULT_LIMITS, Limits
 from dynamixer.explain import average
 from dynamixer.explain.matrices import blocks_of, look
 from dynamixer.logs import quiet
@@ -91,16 +92,16 @@ class Classifier:
         """Their names, in the order of the logits."""
         return self.checkpoint.classes
 
-    async def prepare(self, encoded: bytes, *, view: bool = False) -> Prepared:
+    async def prepare(self, encoded: bytes, *, view: bool = False, limits: Limits | None = None) -> Prepared:
         """Decode and preprocess, outside the event loop.
 
         Raises:
             Refused: it is not a picture that is accepted.
         """
-        return await asyncio.get_running_loop().run_in_executor(self.decoders, self._prepare, encoded, view)
+        return await asyncio.get_running_loop().run_in_executor(self.decoders, self._prepare, encoded, view, limits)
 
-    def _prepare(self, encoded: bytes, view: bool) -> Prepared:
-        picture = open_picture(encoded, self.limits)
+    def _prepare(self, encoded: bytes, view: bool, limits: Limits | None = None) -> Prepared:
+        picture = open_picture(encoded, limits or self.limits)
         return Prepared(self.transform(picture), self._view(picture) if view else None)
 
     def _view(self, picture: Image.Image) -> str:
@@ -194,7 +195,7 @@ class Classifier:
         encoded = golden_picture()
         loop = asyncio.get_running_loop()
         offline = await loop.run_in_executor(self.decoders, self._offline, encoded)
-        prepared = await self.prepare(encoded)
+        prepared = await self.prepare(encoded, limits=DEFAULT_LIMITS)  # it is ours, and no user's limit is about it
         for together in (1, self.batch):  # alone, and in as large a batch as there can be
             served = await asyncio.gather(*(self.probabilities(prepared) for _ in range(together)))
             if len(offline) == len(self.classes):  # else a label does not name a probability
@@ -202,7 +203,7 @@ class Classifier:
                 if not worst <= TOLERANCE:
                     raise RuntimeError(f"a served probability differs by {worst:.2g} from that of dynamixer.predict.")
         if self.shows_all:
-            await self.mixing(encoded, MixingQuery(), 1)
+            await loop.run_in_executor(self.thread, self._mixing, prepared, MixingQuery(), 1)
 
     def _offline(self, encoded: bytes) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder, quiet():

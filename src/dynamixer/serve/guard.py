@@ -32,6 +32,9 @@ def refusal(error: Refused) -> Response:
     return Response(json.dumps({"error": error.sentence}), error.status, error.headers, "application/json")
 
 
+FAILED = Refused(500, "the server failed at this request; its log says how.")
+
+
 class Guard:
     """Wraps the application. `open_paths` need no token, `known_paths` are counted by name."""
 
@@ -73,9 +76,7 @@ class Guard:
         except Exception as error:
             log(f"error: {scope['method']} {scope['path'][:80]!r} failed: {error!r}")
             if not status:
-                await refusal(Refused(500, "the server failed at this request; its log says how."))(
-                    scope, receive, dressed
-                )
+                await refusal(FAILED)(scope, receive, dressed)
         finally:
             path = scope["path"] if scope["path"] in self.known_paths else "other"
             self.metrics.requests.labels(path, status or 499).inc()
@@ -85,7 +86,7 @@ class Guard:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if self.settings.loopback:
             host = _host(headers.get(b"host", b"").decode("latin-1"))
-            if host not in {*LOOPBACK, self.settings.host, *self.settings.hosts}:
+            if host not in {*LOOPBACK, *map(_host, (self.settings.host, *self.settings.hosts))}:
                 raise Refused(421, f"this server does not answer as {host[:80]!r}: --allow-host names other hosts.")
         if scope["method"] == "POST" and headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin"):
             raise Refused(403, "pages of other sites may not use this server.")
@@ -102,7 +103,7 @@ def _host(header: str) -> str:
     """The name in a Host header, without its port."""
     if header.startswith("["):
         return header[1:].partition("]")[0]
-    return header.partition(":")[0].lower()
+    return header.lower() if header.count(":") > 1 else header.partition(":")[0].lower()
 
 
 def answer(value: Any) -> Response:

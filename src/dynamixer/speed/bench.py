@@ -130,7 +130,11 @@ def _measure(name: str, plan: Plan) -> Measured:
     autocast = autocast_of(plan.precision)
     variants: dict[str, nn.Module] = {"eager": model}
     if isinstance(model, DynaMixer):
-        variants = {"plain": plain(model), "eager": model, "kernel": use_kernel(copy.deepcopy(model))}
+        variants |= {"kernel": use_kernel(copy.deepcopy(model))}
+        try:
+            variants = {"plain": plain(model)} | variants
+        except UserError as error:
+            log(f"{name}: without plain, {error}")
     result = Measured(
         name, size, work, sides, plan.batch, plan.train_batch or plan.batch, plan.precision, next(iter(variants))
     )
@@ -301,7 +305,7 @@ def _second_start(name: str, plan: Plan, fast: Optimized) -> dict[str, float]:
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     if done.returncode:
-        log(f"{name}: the second start failed: {done.stderr.strip().splitlines()[-1]}")
+        log(f"{name}: the second start failed: {(done.stderr.strip().splitlines() or ['it was killed'])[-1]}")
         return {}
     imports, ready, cached = map(float, done.stdout.split()[-3:])
     whole = time.perf_counter() - began

@@ -89,7 +89,7 @@ def optimize(
     kind = ("bf16" if computes_in_bf16() else "fp32") if precision == "auto" else precision
     for name in WAYS if way == "auto" else [way]:
         try:
-            return _made(name, model, example, kind, None if calibration is None else [*calibration])
+            return _by(name, model, example, kind, None if calibration is None else [*calibration])
         except UserError as error:
             if way != "auto" or name == [*WAYS][-1]:
                 raise
@@ -135,6 +135,19 @@ class FastModel(nn.Module):
         return self.run(pictures)
 
 
+def _by(name: str, model: nn.Module, *about: Any) -> Optimized:
+    try:
+        return _made(name, model, *about)
+    except UserError:
+        raise
+    except Exception as error:  # exporters and compilers fail in many ways
+        raise UserError(f"{name} does not take this model: {_first(error)}") from error
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _made(
     name: str, model: nn.Module, example: Tensor, precision: str, calibration: list[np.ndarray] | None
 ) -> Optimized:
@@ -158,7 +171,14 @@ def _made(
             if not cached:
                 log(f"making the model ready for this machine by {name} in {precision}, once")
                 _write(path, lambda temporary: way.make(model, example, precision, calibration, temporary))
-        run = way.load(model, path, precision)
+        try:
+            run = way.load(model, path, precision)
+        except Exception as error:  # whatever a damaged file makes the library say
+            if path is None or not cached:
+                raise
+            log(f"{path} cannot be read ({_first(error)}): it is made again")
+            path.unlink(missing_ok=True)
+            return _made(name, model, example, precision, calibration)
         _check(model, run, example, precision)
     return Optimized(run, len(example), name, precision, time.perf_counter() - began, cached)
 
@@ -166,6 +186,8 @@ def _made(
 def _write(path: Path, make: Callable[[Path], None]) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as space:
         make(Path(space) / path.name)
+        with (Path(space) / path.name).open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(Path(space) / path.name, path)
 
 

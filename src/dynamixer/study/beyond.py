@@ -8,7 +8,7 @@ from dynamixer.study.measure import KINDS, PICTURES, SEGMENTS, SEVERITIES, SIZES
 from dynamixer.study.results import Line, Results
 from dynamixer.study.rows import DATASETS, MAIN, PEERS, ROWS, SCARCE, TABLES, config_of, runs
 from dynamixer.study.statistics import paired, spread
-from dynamixer.study.words import NOT_RUN, in_order, interval_text, markdown, spread_text
+from dynamixer.study.words import NOT_RUN, common, in_order, interval_text, markdown, spread_text
 
 NATIVE = 32
 SHARES = (100, 30, 10)
@@ -151,12 +151,13 @@ def _corrupted(results: Results) -> tuple[str, dict[str, Picture]]:
         _against(words, every[a], every[b])
         for words, a, b in (("with the softmax", "dynamic", "static"), ("without it", "dynamic_plain", "static_plain"))
     )
-    order = in_order({ROWS[row].label: found for row, found in every.items() if found})
+    tops = {ROWS[row].label: found for row, found in every.items() if found}
     text = (
         "Error in %, the plain mean over kinds and severities; not comparable with the published CIFAR-10-C. Clean are all\n"
         "10,000 test pictures, corrupted 1,000 of them.\n\n"
         f"{markdown(['row', 'clean', 'corrupted', *GROUPS], table)}\n\n![{picture.caption}](images/{name})\n\n"
-        f"Error of dynamic less that of static matrices, {says}. Over the seeds that all have, the largest first: {order}."
+        f"Error of dynamic less that of static matrices, {says}. "
+        f"Over {common(tops.values())}, the largest first: {in_order(tops)}."
     )
     return _part(heading, text), {name: picture}
 

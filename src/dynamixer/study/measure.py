@@ -1,5 +1,6 @@
 """What is measured of a finished run's last weights: everything that would be lost with its folder."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,11 +179,15 @@ def _numbers(source: Source, count: int) -> np.ndarray:
 def main(task: str) -> None:
     """Measure as a JSON object says: weights, test, parts, corrupted, precision, and `out`, where the result goes, part by part.
 
-    Parts that are there already, from before a stop, are left as they are.
+    Parts of the same weights that are there already, from before a stop, are left as they are.
     """
     told = json.loads(task)
     corrupted, out = Path(told["corrupted"]) if told["corrupted"] else None, Path(told["out"])
+    with Path(told["weights"]).open("rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
     found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    if found.get("weights") != weights:
+        found = {"weights": weights}
     for part in told["parts"]:
         if part not in found:
             found |= measure_run(Path(told["weights"]), told["test"], [part], corrupted, told["precision"])

@@ -1,6 +1,7 @@
 """The tables and sentences of docs/evidence.md, from the results."""
 
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +23,21 @@ from dynamixer.study.rows import (
     Run,
     config_of,
     pictures_of,
+    protocol,
     runs,
 )
 from dynamixer.study.statistics import CONFIDENCE, Difference, Spread, holm, paired, spread
-from dynamixer.study.words import NOT_RUN, NOTHING, in_order, interval_text, markdown, share_of, signed, spread_text
+from dynamixer.study.words import (
+    NOT_RUN,
+    NOTHING,
+    common,
+    in_order,
+    interval_text,
+    markdown,
+    share_of,
+    signed,
+    spread_text,
+)
 
 # The comparisons named before the runs, with the paper's difference: one row less another.
 CONTRASTS = (
@@ -189,21 +201,33 @@ def contrasts(dataset: str, results: Results) -> str:
 def further(dataset: str, results: Results) -> str:
     """Other differences, uncorrected, and how much the softmax costs beside what being dynamic gains."""
     out = []
-    for a, b, words in FURTHER:
-        if d := paired(results.tops(dataset, a), results.tops(dataset, b)):
+    tops = {row: results.tops(dataset, row) for pair in FURTHER for row in pair[:2]} | {
+        row: results.tops(dataset, row) for row in MAIN
+    }
+    compared = [(tops[a], tops[b], words) for a, b, words in FURTHER]
+    gains = [_less(tops[a], tops[b]) for a, b, *_ in CONTRASTS]
+    compared += [
+        (gains[0], gains[1], "what being dynamic gains with the softmax, less what it gains without"),
+        (gains[2], gains[0], "what dropping the softmax gains, less what being dynamic gains with it"),
+    ]
+    for a, b, words in compared:
+        if d := paired(a, b):
             p = "by one seed" if d.p is None else f"p {_p(d.p)}"
             out.append(f"- {words}: {interval_text(d)} points over {d.seeds} seed{'s' * (d.seeds > 1)}: {p}")
     if not out:
         return ""
     text = "\n".join(["Further differences, chosen when results had been seen, not corrected:", "", *out])
-    gains = [paired(results.tops(dataset, a), results.tops(dataset, b)) for a, b, *_ in CONTRASTS]
-    if all(d and d.mean > 0 for d in gains):
-        with_it, without, dropping = (d.mean for d in gains if d)
+    with_it, without, dropping = (statistics.fmean(gain.values()) if gain else 0 for gain in gains)
+    if min(with_it, without, dropping) > 0:
         text += (
             f"\n\nDropping the softmax gains {dropping / with_it:.1f} times what being dynamic gains with it, "
             f"and {dropping / without:.1f} times what it gains without it."
         )
     return text
+
+
+def _less(a: Mapping[int, float], b: Mapping[int, float]) -> dict[int, float]:
+    return {seed: a[seed] - b[seed] for seed in a.keys() & b.keys()}
 
 
 def short(results: Results) -> str:
@@ -230,23 +254,31 @@ def ranking(results: Results) -> str:
     if not told or not found.keys() & {*PEERS}:
         return ""
     epochs = config_of(Run("cifar10", BASE, 0), "").epochs
-    data = f"trained alike for {epochs} epochs, top-1 on CIFAR-10 over the seeds that all have"
+    over = common(line.tops for line in found.values())
+    data = f"trained alike for {epochs} epochs, top-1 on CIFAR-10 over {over}"
     return f"Against networks of its size, {data}: {told}."
 
 
-def plan() -> str:
-    """What all of it costs, by the rates that were measured before."""
-    counted, out, hours = pictures_of(runs()), [], 0.0
+def plan(results: Results) -> str:
+    """What all of it costs by the rates that were measured before, and what the training that was done took."""
+    counted, hours = pictures_of(runs()), 0.0
+    out: list[list[str]] = []
+    took_so_far = dict.fromkeys(counted, 0.0)
+    for line in results.lines["runs"]:
+        part = line["dataset"] if int(line["share"]) == 100 else f"{line['dataset']}, part"
+        took_so_far[part] += float(line["hours"]) / 2
     for part, (count, seen, epochs) in counted.items():
         dataset = DATASETS[part.partition(",")[0]]
         took = seen / dataset.rate / 2 / 3600
         hours += took
         title = "the same with 30 % and 10 % of the pictures" if "," in part else dataset.title
-        out.append(f"| {title} | {count} | {', '.join(map(str, sorted(epochs)))} | {seen:,} | {took:.1f} |")
+        lengths = ", ".join(map(str, sorted(epochs)))
+        out.append([title, str(count), lengths, f"{seen:,}", f"{took:.1f}", f"{took_so_far[part]:.1f}"])
+    head = ("what", "runs", "epochs", "training pictures seen", "hours", "training so far")
     read = beyond.evaluation_hours()
-    out.append(f"| held-out, test, corrupted and rescaled pictures | | | | {read:.1f} |")
-    out.append(f"| all | {len(runs())} | | | {hours + read:.1f} |")
-    return "\n".join(["| what | runs | epochs | training pictures seen | hours |", "|---|---|---|---|---|", *out])
+    out.append(["held-out, test, corrupted and rescaled pictures", "", "", "", f"{read:.1f}", ""])
+    out.append(["all", str(len(runs())), "", "", f"{hours + read:.1f}", f"{sum(took_so_far.values()):.1f}"])
+    return markdown(head, out)
 
 
 def blocks(results: Results) -> tuple[dict[str, str], dict[str, Picture]]:
@@ -256,7 +288,7 @@ def blocks(results: Results) -> tuple[dict[str, str], dict[str, Picture]]:
         "All runs are done." if done == all_of_it else f"{done} of {all_of_it} runs are done; what is missing says so."
     )
     head = "\n\n".join(filter(None, (short(results), ranking(results), state)))
-    text, pictures = {"state": head, "plan": plan()}, {}
+    text, pictures = {"state": head, "plan": plan(results)}, {}
     for number in TABLES:
         parts = []
         for dataset in ("cifar10", "imagenette") if number == 1 else ("cifar10",):
@@ -289,8 +321,9 @@ def write_page(docs: Path, results: Results) -> list[Path]:
         What was written.
 
     Raises:
-        UserError: there is no such page, or it has no place for a part.
+        UserError: results of another protocol, no such page, or one without a place for a part.
     """
+    results.check({run: protocol(run, config_of(run, "")) for run in runs()})  # the page's words are about these
     path = docs / "evidence.md"
     try:
         page = path.read_text(encoding="utf-8")

@@ -128,7 +128,6 @@ class Queue:
     def _start(self, job: Job) -> None:
         """Start the process that a job needs next."""
         if job.training:
-            job.measured.unlink(missing_ok=True)  # of weights that are no more
             write_text(job.beside(".yaml"), job.config.to_yaml())
             words = ["train", "--config", str(job.beside(".yaml")), "--out", str(job.folder)]
         else:

@@ -31,6 +31,12 @@ def interval_text(d: Difference) -> str:
     )
 
 
+def common(every: Iterable[Mapping[int, float]]) -> str:
+    """In words, how many seeds all of these have."""
+    count = len(set.intersection(*map(set, every)))
+    return "the one seed that all have" if count == 1 else f"the {count} seeds that all have"
+
+
 def in_order(every: Mapping[str, Mapping[int, float]]) -> str:
     """Labels with their means, the largest first, over the seeds that all have; none where there is no such seed."""
     seeds = set.intersection(*map(set, every.values())) if every else set()

@@ -82,7 +82,8 @@ def dtype_of(config: TrainConfig) -> torch.dtype:
 def _teacher(name: str, classes: tuple[str, ...], sizes: Sequence[tuple[int, int]]) -> nn.Module:
     if Path(name).exists() or shipped(name):
         checkpoint = load(name)
-        teacher, known = checkpoint.model, checkpoint.classes
+        teacher: nn.Module = checkpoint.model
+        known: Sequence[str] = checkpoint.classes
     else:
         try:
             teacher = create_model(name, pretrained=True)
@@ -90,10 +91,10 @@ def _teacher(name: str, classes: tuple[str, ...], sizes: Sequence[tuple[int, int
             raise
         except Exception as error:  # whatever the hub, the network or the file does
             raise RunError(f"the weights of the teacher {name} could not be had: {error}") from None
-        known = (getattr(teacher, "pretrained_cfg", None) or {}).get("label_names")  # timm's own have none
+        known = (getattr(teacher, "pretrained_cfg", None) or {}).get("label_names") or ()  # timm's own have none
         if not known and getattr(teacher, "num_classes", None) == len(classes):
             known = classes
-    if not in_order(teacher, known or (), classes):
+    if not in_order(teacher, known, classes):
         raise UserError(f"the teacher {name} knows other classes than the data: distillation needs the same ones.")
     for size in {*sizes}:
         try:
