@@ -83,6 +83,10 @@ def made_up(folder, tops, wanted):
         }  # fmt: skip
         found = {
             "runs": [line],
+            "epochs": [
+                {"epoch": e, "lr": 1, "train_loss": 1, "train_top1": 1, "val_top1": top - 5 / e, "val_loss": 1}
+                for e in (1, 5)
+            ],
             "sizes": [{"size": size, "top1": top - 5} for size in SIZES],
             "depth": [
                 {"block": b, "axis": axis, "dynamic": 0.25 * b, "change": 0.5, "entropy": 0.75}
@@ -96,7 +100,7 @@ def made_up(folder, tops, wanted):
             ],
             "corrupted": [{"kind": kind, "severity": s, "error": 30.0 + 5 * s} for kind in KINDS for s in SEVERITIES],
         }
-        results.add(run, {part: found[part] for part in parts_of(run, corrupted=True)})
+        results.add(run, {part: found[part] for part in (*parts_of(run, corrupted=True), "epochs")})
     return Results(folder)
 
 
@@ -209,12 +213,14 @@ def test_a_published_difference_of_nothing_is_not_judged(tmp_path):
 
 
 def test_beyond_the_paper(tmp_path):
-    text, pictures = beyond.block(made_up(tmp_path, {}, runs(6) + runs(1)))
+    text, pictures = beyond.block(made_up(tmp_path, {"static": 58.0}, runs(6) + runs(1)))
+    assert "| row | epoch 1 | epoch 5 |" in text
+    assert "| dynamic less static | +1.99 [" in text
     assert "| dynamic | 39.90 ± 0.10 (3) | 45.00 ± 0.00 (3) |" in text
     assert "| dynamic | 0.00 | 0.25 | 0.12 | 0.50 | 0.75 |" in text
     assert "| dynamic | 60.20 ± 0.16 (5) | 60.10 ± 0.10 (3) | 60.10 ± 0.10 (3) |" in text
     assert "| dynamic | 55.10 ± 0.10 (3) | 55.10 ± 0.10 (3) | 60.10 ± 0.10 (3) | 55.10" in text
-    assert len(pictures) == 6
+    assert len(pictures) == 8
     assert pictures["evidence-6-matrices.png"].caption.startswith("Matrices of row 7 of the grid in block 3")
     assert "negative are 25 % (dynamic) and 25 % (dynamic without softmax) and" in text
 

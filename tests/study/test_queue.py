@@ -156,6 +156,18 @@ def test_results_of_another_protocol_are_refused(place, tmp_path):
     assert go(place, tmp_path / "results", WANTED[:1], words=["workers=1"]).done == 0  # no result depends on it
 
 
+def test_other_pictures_are_another_study(place, tmp_path):
+    go(place, tmp_path / "results", WANTED[:1])
+    note = tmp_path / "results/data.json"
+    known = json.loads(note.read_text())
+    assert known.keys() == {"cifar10"}
+    note.write_text(json.dumps({"cifar10": "others"}))
+    with pytest.raises(UserError, match="holds results of other pictures of cifar10"):
+        go(place, tmp_path / "results")
+    note.write_text(json.dumps(known))
+    assert go(place, tmp_path / "results").done == 5
+
+
 def test_a_second_queue_is_refused(place, tmp_path):
     with held(place.work), pytest.raises(UserError, match="another queue is at work"):
         go(place, tmp_path / "results")
@@ -247,7 +259,7 @@ def test_killed_stopped_and_gone_on_with_gives_the_results_of_an_undisturbed_one
         time.sleep(0.2)
     killed.kill()  # -9
     killed.communicate()
-    assert not results.exists()
+    assert not (results / "runs.csv").exists()
     time.sleep(2)  # in which its children end
     before = {path: path.stat().st_mtime for path in work.rglob("*")}
     time.sleep(2)

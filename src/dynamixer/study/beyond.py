@@ -1,4 +1,4 @@
-"""Table 6 of the page: what the paper does not have. Less data, other sizes, corrupted pictures, how dynamic the matrices are."""
+"""Table 6 of the page: what the paper does not have, from how it is learned to how dynamic the matrices are."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,12 +14,14 @@ NATIVE = 32
 SHARES = (100, 30, 10)
 GROUPS = {"noise": KINDS[:4], "blur": KINDS[4:9], "weather": (*KINDS[9:13], "spatter"), "digital": KINDS[13:18]}
 FASTER = 2.4  # times as many pictures a second in evaluation as in training, roughly
+LEARNED = (("dynamic", "static"), ("dynamic_plain", "static_plain"), ("dynamic_plain", "dynamic"))
 BySeed = dict[int, float]
 
 
 def block(results: Results) -> tuple[str, dict[str, Picture]]:
     """The text of the table's parts, and their pictures."""
     parts = (
+        *(_by_epoch(results, *which) for which in (("imagenette", 100, MAIN), ("cifar10", min(SHARES), SCARCE))),
         _less_data(results),
         _other_sizes(results),
         _corrupted(results),
@@ -67,6 +69,37 @@ def _against(words: str, ours: BySeed, theirs: BySeed) -> str:
     if difference is None:
         return f"{words}: {NOT_RUN}"
     return f"{words}: {interval_text(difference)} points{' by one seed' if difference.seeds == 1 else ''}"
+
+
+def _by_epoch(results: Results, dataset: str, share: int, rows: Sequence[str]) -> tuple[str, dict[str, Picture]]:
+    """Held-out accuracy over the course of training, where runs have more than two epochs, and how differences go."""
+    less = "" if share == max(SHARES) else f" {share} % of"
+    heading = f"How it is learned,{less} {DATASETS[dataset].title.partition(',')[0]}"
+    found: dict[str, dict[float, BySeed]] = {row: {} for row in rows}
+    for line in results.lines["epochs"]:
+        if (line["dataset"], int(line["share"])) == (dataset, share) and line["row"] in found and line["val_top1"]:
+            found[line["row"]].setdefault(float(line["epoch"]), {})[int(line["seed"])] = float(line["val_top1"])
+    epochs = sorted({epoch for line in found.values() for epoch in line})
+    if not epochs:
+        return _part(heading, "Not yet run."), {}
+    shown = [epochs[round(n * (len(epochs) - 1) / 4)] for n in range(5)] if len(epochs) > 5 else epochs
+    pairs = [(a, b) for a, b in LEARNED if {a, b} <= found.keys()]
+    lines = [
+        [
+            f"{ROWS[a].label} less {ROWS[b].label}",
+            *(interval_text(d) if (d := paired(found[a].get(e, {}), found[b].get(e, {}))) else NOT_RUN for e in shown),
+        ]
+        for a, b in pairs
+    ]
+    name = f"evidence-6-epochs-{dataset}.png"
+    picture = series(
+        f"Held-out pictures by epoch,{less} {DATASETS[dataset].title}", "epoch", "top-1 (%)", _values(found)
+    )
+    text = (
+        "Top-1 of held-out pictures; differences in points, the learning rate falling to nothing at the last epoch.\n\n"
+        f"{markdown(['row', *(f'epoch {e:.0f}' for e in shown)], lines)}\n\n![{picture.caption}](images/{name})"
+    )
+    return _part(heading, text), {name: picture}
 
 
 def _less_data(results: Results) -> tuple[str, dict[str, Picture]]:

@@ -116,7 +116,9 @@ def jobs_left(
             continue
         config = config_of(run, place.train[run.dataset], changes)
         if run.dataset not in counted:
-            counted[run.dataset] = len(prepare_data(replace(config, limit_train=None)).train_indices)
+            data = prepare_data(replace(config, limit_train=None))
+            results.check_data(run.dataset, data.fingerprint())
+            counted[run.dataset] = len(data.train_indices)
         epoch = min(config.limit_train or counted[run.dataset], counted[run.dataset])
         job = Job(run, config, parts, place.work / str(run), epoch, training="runs" in parts)
         if job.training or job.weights.is_file():

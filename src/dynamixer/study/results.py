@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -79,6 +80,22 @@ class Results:
                 kept = [line for line in self.lines[name] if _run(line) != run]
                 self.lines[name] = sorted(kept + new, key=_run)
                 _write(self.folder / f"{name}.csv", KEY + COLUMNS[name], self.lines[name])
+
+    def check_data(self, dataset: str, fingerprint: str) -> None:
+        """Note of which pictures these results are, the first time, and refuse others later.
+
+        Raises:
+            UserError: they are of others.
+        """
+        path = self.folder / "data.json"
+        with self._anew():
+            known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            if known.setdefault(dataset, fingerprint) != fingerprint:
+                raise UserError(
+                    f"{self.folder} holds results of other pictures of {dataset}, or of the same in another order or under other "
+                    "names: give another --results."
+                )
+            write_text(path, json.dumps(known, indent=1) + "\n")
 
     def add_times(self, lines: Iterable[Line]) -> None:
         """Take in step times, in place of those of the same datasets."""
