@@ -1,6 +1,7 @@
 """The gate and the batches behind it."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -12,7 +13,8 @@ def run(scenario):
     async def whole():
         return await asyncio.wait_for(scenario(lambda batcher: asyncio.create_task(batcher.run())), 10)
 
-    return asyncio.run(whole())
+    with ThreadPoolExecutor(1) as thread:  # Playwright's loop may run in this one
+        return thread.submit(asyncio.run, whole()).result()
 
 
 def test_each_gets_its_own_answer_from_batches_that_form_by_themselves():
