@@ -118,7 +118,7 @@ def test_models_lists_sizes():
     assert code == 0
     assert rows["dynamixer_s"]["parameters"] == 26_265_960
     assert rows["dynamixer_l"]["multiply_adds"] == 27_343_441_920
-    assert set(rows) == {f"dynamixer_{size}" for size in ("nano", "tiny", "s", "m", "l")}
+    assert set(rows) == {f"dynamixer_{size}" for size in ("nano", "nano_plus", "tiny", "s", "m", "l")}
     code, stdout, _ = call("models", "*_s")
     assert "26,265,960" in stdout
     assert "dynamixer_m" not in stdout

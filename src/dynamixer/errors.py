@@ -19,3 +19,8 @@ def did_you_mean(name: str, known: Iterable[str], listed_by: str = "dynamixer mo
     if near:
         return f"did you mean {near[0]!r}?"
     return f"known: {', '.join(known)}" if len(known) <= 40 else f"`{listed_by}` lists what there is"
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says first, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

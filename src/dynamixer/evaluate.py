@@ -17,7 +17,7 @@ from dynamixer.device import resolve_device
 from dynamixer.errors import UserError
 from dynamixer.files import check_picture_path, whole_file
 from dynamixer.logs import log
-from dynamixer.models.checkpoint import Checkpoint, check_classes, load
+from dynamixer.models.checkpoint import Checkpoint, check_classifier, load
 from dynamixer.precision import bf16_products
 from dynamixer.progress import progress
 
@@ -263,7 +263,7 @@ def evaluate(
     if precision == "fp64" and where.type == "mps":
         raise UserError("Apple's GPUs have no fp64: give device=cpu, or another precision.")
     checkpoint = load(model, device=where)
-    check_classes(checkpoint)
+    check_classifier(checkpoint)
     if precision == "fp64":
         checkpoint.model.double()
     used, source = open_data(data).for_evaluation(split)

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dynamixer.errors import RunError, UserError
+from dynamixer.errors import RunError, UserError, first_line
 from dynamixer.files import is_leftover, write_text
 from dynamixer.logs import log
 from dynamixer.models.about import CONFIG
@@ -134,8 +134,7 @@ def push(
         except (errors.LocalTokenNotFoundError, errors.OfflineModeIsEnabled) as error:
             raise UserError(f"{repository} was not written: {str(error).strip().splitlines()[0]}") from None
         except Exception as error:  # whatever the network does
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise RunError(f"{repository} could not be written: {first}") from None
+            raise RunError(f"{repository} could not be written: {first_line(error)}") from None
     return str(made)
 
 

@@ -15,7 +15,7 @@ from dynamixer.device import resolve_device
 from dynamixer.errors import RunError, UserError
 from dynamixer.files import check_picture_path, in_utf8, whole_file
 from dynamixer.logs import log
-from dynamixer.models.checkpoint import check_classes, load
+from dynamixer.models.checkpoint import check_classifier, load
 from dynamixer.models.shipped import DEFAULT
 from dynamixer.progress import progress
 
@@ -120,7 +120,7 @@ def predict(
         raise UserError("no pictures were given: name files or folders.")
     where = resolve_device(device)
     checkpoint = load(model, device=where)
-    check_classes(checkpoint)
+    check_classifier(checkpoint)
     preprocessing = checkpoint.preprocessing.at(size)
     transform = preprocessing.transform()
     network: nn.Module = checkpoint.model

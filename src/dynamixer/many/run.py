@@ -22,7 +22,7 @@ from dynamixer.device import resolve_device
 from dynamixer.errors import UserError, did_you_mean
 from dynamixer.logs import log
 from dynamixer.many.parts import PART, Job, Parts, table
-from dynamixer.models.checkpoint import Checkpoint, check_classes, load
+from dynamixer.models.checkpoint import Checkpoint, check_classifier, load
 from dynamixer.predict import probabilities
 from dynamixer.progress import progress
 
@@ -163,7 +163,7 @@ def predict_many(
         raise UserError(f"{out} is not a name for the output: it has to end in .parquet and not be a folder.")
     where = resolve_device(device)
     checkpoint = load(model, device=where)
-    check_classes(checkpoint)
+    check_classifier(checkpoint)
     pictures, digest = open_pictures(paths, out=out)
     job = Job(
         model=fingerprint(checkpoint),

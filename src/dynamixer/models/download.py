@@ -4,7 +4,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from dynamixer.errors import RunError, UserError
+from dynamixer.errors import RunError, UserError, first_line
 from dynamixer.models.about import CONFIG
 
 HUB = "hf-hub:"
@@ -39,8 +39,7 @@ def fetch(name: str) -> Path:
     except errors.HFValidationError as error:
         raise UserError(f"{name} is not a model of the hub: {str(error).splitlines()[0]}") from None
     except (OSError, errors.LocalEntryNotFoundError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{name} could not be downloaded: {first.rstrip('.')}.") from None
+        raise RunError(f"{name} could not be downloaded: {first_line(error).rstrip('.')}.") from None
 
 
 def called(path: Path) -> str:

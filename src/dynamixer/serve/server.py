@@ -16,7 +16,7 @@ from dynamixer.device import resolve_device
 from dynamixer.errors import RunError, UserError
 from dynamixer.files import reason
 from dynamixer.logs import log
-from dynamixer.models.checkpoint import check_classes, load
+from dynamixer.models.checkpoint import check_classifier, load
 from dynamixer.models.shipped import DEFAULT
 from dynamixer.serve.app import Service
 from dynamixer.serve.guard import Guard
@@ -62,7 +62,7 @@ def serve(
     listener = listen(settings)
     try:
         checkpoint = load(model, device=resolve_device(device))
-        check_classes(checkpoint)
+        check_classifier(checkpoint)
         samples = find_samples(settings.samples, settings.limits, checkpoint.classes)
         service = Service(checkpoint, settings, samples)
         if not settings.loopback and settings.token is None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynamixer.errors import UserError, did_you_mean
+from dynamixer.errors import UserError, did_you_mean, first_line
 from dynamixer.export.formats import need
 from dynamixer.export.int8 import quantise
 from dynamixer.logs import log
@@ -141,11 +141,7 @@ def _by(name: str, model: nn.Module, *about: Any) -> Optimized:
     except UserError:
         raise
     except Exception as error:  # exporters and compilers fail in many ways
-        raise UserError(f"{name} does not take this model: {_first(error)}") from error
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{name} does not take this model: {first_line(error)}") from error
 
 
 def _made(
@@ -176,7 +172,7 @@ def _made(
         except Exception as error:  # whatever a damaged file makes the library say
             if path is None or not cached:
                 raise
-            log(f"{path} cannot be read ({_first(error)}): it is made again")
+            log(f"{path} cannot be read ({first_line(error)}): it is made again")
             path.unlink(missing_ok=True)
             return _made(name, model, example, precision, calibration)
         _check(model, run, example, precision)
