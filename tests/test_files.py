@@ -1,11 +1,12 @@
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
 from dynamixer import RunError, UserError
-from dynamixer.files import is_leftover, reason, whole_file, write_text
+from dynamixer.files import check_place, is_leftover, reason, whole_file, write_text
 
 
 def test_a_file_appears_whole_with_the_usual_mode(tmp_path):
@@ -67,3 +68,12 @@ def test_only_what_whole_file_leaves_is_a_leftover(tmp_path):
 def test_reasons_are_words():
     assert reason(OSError(errno.EACCES, "Permission denied")) == "Permission denied"
     assert reason(OSError("odd")) == "odd"
+
+
+def test_a_place_where_nothing_can_be_written_is_refused_before_the_work(tmp_path):
+    check_place(tmp_path / "new/folder/x.png")
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file/x.png", Path("/proc/x.png")):
+        with pytest.raises(UserError, match="cannot be written"):
+            check_place(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -175,3 +175,20 @@ def test_what_is_pushed_comes_back_through_the_hub(run, tmp_path):
         fetched = {path.partition("?")[0].rpartition("/")[2] for verb, path, _ in server.asked if "/resolve/" in path}
         assert fetched <= {"model.safetensors", "config.json", "README.md"}  # nothing else of a stranger's is fetched
         assert "/resolve/" not in "".join(path for verb, path, _ in server.asked if "passwd" in path)
+
+
+def test_the_card_says_nothing_of_a_file_that_is_not_the_runs(tmp_path):
+    made = timm.create_model("test_vit", num_classes=2)
+    about = {"name": "test_vit", "args": {"num_classes": 2}, "classes": ("a", "b"), "trained": {}}
+    for name in ("best.safetensors", "loose.safetensors"):
+        save_checkpoint(tmp_path / name, made.state_dict(), preprocessing=Preprocessing.of(made), **about)
+    (tmp_path / "config.yaml").write_text("lr: 0.002\n")
+    cards = [
+        (write_folder(tmp_path / name, tmp_path / f"{name}-hub") / "README.md").read_text()
+        for name in ("best.safetensors", "loose.safetensors")
+    ]
+    assert [("lr: 0.002" in card) for card in cards] == [True, False]
+    assert not any("DynaMixer is" in card or "any size" in card or "@inproceedings" in card for card in cards)
+    (tmp_path / "config.yaml").write_text("lr: 0.002\ndb: {password: hunter2}\n")
+    card = (write_folder(tmp_path / "best.safetensors", tmp_path / "again-hub") / "README.md").read_text()
+    assert "hunter2" not in card

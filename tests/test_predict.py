@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 import dynamixer
+from dynamixer import UserError
 from dynamixer.data import Preprocessing, decode
 from dynamixer.explain.report import explain
 from dynamixer.models.checkpoint import save_checkpoint
@@ -109,3 +110,24 @@ def test_what_cannot_be_predicted_is_refused(model, tmp_path):
         dynamixer.predict([EXAMPLES], model, top=0)
     with pytest.raises(dynamixer.UserError, match=r"end in .png"):
         dynamixer.predict([EXAMPLES], model, sheet=tmp_path)
+
+
+def test_one_path_may_be_given_alone(model):
+    file = sorted(EXAMPLES.glob("*.png"))[0]
+    assert [r.path for r in dynamixer.predict(str(file), model, device="cpu").results] == [str(file)]
+
+
+def test_a_size_that_the_model_does_not_take_is_refused(tmp_path):
+    made = timm.create_model("vit_tiny_patch16_224", num_classes=2, depth=1, img_size=32)
+    about = {"name": "vit_tiny_patch16_224", "args": {"num_classes": 2, "depth": 1, "img_size": 32}}
+    path = tmp_path / "vit.safetensors"
+    save_checkpoint(
+        path, made.state_dict(), classes=("a", "b"), trained={}, preprocessing=Preprocessing.of(made).at(32), **about
+    )
+    for run in (
+        lambda: dynamixer.predict([EXAMPLES], path, size=64, device="cpu"),
+        lambda: dynamixer.predict_many(EXAMPLES, path, tmp_path / "x.parquet", size=64, device="cpu"),
+        lambda: dynamixer.evaluate(path, "fashion-mnist-mini", size=64, device="cpu"),
+    ):
+        with pytest.raises(UserError, match=r"does not take pictures of 64x64|classes that .* not trained on"):
+            run()

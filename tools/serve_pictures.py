@@ -41,8 +41,8 @@ def hover(page: Page, x: float, y: float) -> None:
 
 def pages(browser: Browser, address: str, folder: Path) -> None:
     looks: dict[str, dict[str, Any]] = {
-        "light": {"viewport": {"width": 1280, "height": 1040}},
-        "two-dark": {"viewport": {"width": 1280, "height": 1040}, "color_scheme": "dark"},
+        "light": {"viewport": {"width": 1280, "height": 1180}},
+        "two-dark": {"viewport": {"width": 1280, "height": 1180}, "color_scheme": "dark"},
         "phone": {"viewport": {"width": 390, "height": 844}, "has_touch": True, "device_scale_factor": 2},
     }
     for name, options in looks.items():

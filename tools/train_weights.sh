@@ -2,6 +2,7 @@
 # Trains the weights that ship, as two processes of one thread, and puts them into the package. Stopped, the same command goes on.
 #
 #     tools/train_weights.sh nano cifar10 RUNS           the folder has train.parquet and test.parquet
+#     tools/train_weights.sh nano_plus cifar10 RUNS
 #     tools/train_weights.sh tiny imagenette128 RUNS     the folder has train.parquet and val.parquet
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,15 +18,21 @@ train() { # NAME RECIPE KEY=VALUE...
         --data "$data/train.parquet" --out "$runs/$1" kernel=auto track=none "${@:3}"
 }
 
+small=(warmup_epochs=1 drop_path=0 ema=0.999 ema_warmup=true holdout=0.02 precision=bf16 checkpoint_every=100)
 case $which in
 nano)
-    small=(warmup_epochs=1 drop_path=0 ema=0.999 holdout=0.02 precision=bf16 checkpoint_every=100)
     train nano cifar10_nano epochs=32 lr=3e-3 "${small[@]}"
     train nano-2 cifar10_nano weights="$runs/nano" epochs=30 lr=2e-3 cutmix=1.0 auto_augment=rand-m5-n1-inc1 "${small[@]}"
     .venv/bin/python tools/ship.py "$runs/nano" "$runs/nano-2" --test "$data/test.parquet" --data CIFAR-10
     ;;
+nano_plus)
+    small+=(model=dynamixer_nano_plus)
+    train nano-plus cifar10_nano epochs=18 lr=3e-3 cutmix=1.0 auto_augment=rand-m5-n1-inc1 "${small[@]}"
+    train nano-plus-2 cifar10_nano weights="$runs/nano-plus" epochs=22 lr=3e-3 "${small[@]}"
+    .venv/bin/python tools/ship.py "$runs"/nano-plus{,-2} --test "$data/test.parquet" --data CIFAR-10
+    ;;
 tiny)
-    photographs=(batch_size=64 ema=0.998 holdout=0.05 scale=0.25 drop_path=0.05)
+    photographs=(batch_size=64 ema=0.998 ema_warmup=true holdout=0.05 scale=0.25 drop_path=0.05)
     train tiny-64 imagenette_tiny size=64 epochs=24 warmup_epochs=2 lr=2e-3 checkpoint_every=50 "${photographs[@]}"
     train tiny-128 finetune weights="$runs/tiny-64" size=128 'sizes=[96,112,128]' epochs=6 warmup_epochs=0.5 lr=8e-4 \
         layer_decay=none checkpoint_every=20 "${photographs[@]}"
@@ -40,7 +47,7 @@ tiny)
     .venv/bin/python tools/ship.py "$runs"/tiny-{64,128,64-2,128-2,96,128-3} --test "$data/val.parquet" --data "Imagenette (fast.ai, 128 px)"
     ;;
 *)
-    echo "error: $which is none of: nano, tiny" >&2
+    echo "error: $which is none of: nano, nano_plus, tiny" >&2
     exit 2
     ;;
 esac

@@ -2,6 +2,8 @@
 
 import difflib
 from collections.abc import Iterable
+from importlib.metadata import requires
+from typing import Any
 
 
 class UserError(ValueError):
@@ -9,7 +11,12 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """The request was sound and could not be carried out: a full disk, a loss that is not finite."""
+    """The request was sound and could not be carried out: a full disk, a loss that is not finite.
+
+    `found` is the result, where all that failed was to write a picture of it.
+    """
+
+    found: Any = None
 
 
 def did_you_mean(name: str, known: Iterable[str], listed_by: str = "dynamixer models") -> str:
@@ -19,6 +26,14 @@ def did_you_mean(name: str, known: Iterable[str], listed_by: str = "dynamixer mo
     if near:
         return f"did you mean {near[0]!r}?"
     return f"known: {', '.join(known)}" if len(known) <= 40 else f"`{listed_by}` lists what there is"
+
+
+def install(extra: str) -> str:
+    """The command that installs what an extra of this package needs."""
+    needed = [
+        line.partition(";")[0].strip() for line in requires("dynamixer") or () if line.endswith(f"extra == '{extra}'")
+    ]
+    return f"pip install {' '.join(repr(one) for one in needed)}"
 
 
 def first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from dynamixer.data.loading import Batch, EvaluationPictures, batches, evaluation_loader, readable
 from dynamixer.data.sources import Source, open_data
 from dynamixer.device import resolve_device
-from dynamixer.errors import UserError
+from dynamixer.errors import RunError, UserError
 from dynamixer.files import check_picture_path, whole_file
 from dynamixer.logs import log
 from dynamixer.models.checkpoint import Checkpoint, check_classifier, load
@@ -268,7 +268,7 @@ def evaluate(
         checkpoint.model.double()
     used, source = open_data(data).for_evaluation(split)
     source = match_classes(source, checkpoint)
-    preprocessing = checkpoint.preprocessing.at(size)
+    preprocessing = checkpoint.at(size)
     numbers = np.arange(len(source))
     unread: list[str] = []
     if on_bad_image == "skip":
@@ -296,12 +296,7 @@ def evaluate(
         classes=len(checkpoint.classes),
         precision=precision,
     )
-    if out is not None:
-        from dynamixer.plots import confusion_picture  # noqa: PLC0415 - matplotlib takes a second to import
-
-        with whole_file(Path(out)) as temporary:
-            confusion_picture(metrics.confusion, checkpoint.classes).savefig(temporary, format="png")
-    return {
+    found = {
         "model": str(checkpoint.path),
         "data": source.name,
         "split": used,
@@ -309,3 +304,13 @@ def evaluate(
         **metrics.summary(),
         "skipped": len(unread),
     }
+    if out is not None:
+        from dynamixer.plots import confusion_picture  # noqa: PLC0415 - matplotlib takes a second to import
+
+        try:
+            with whole_file(Path(out)) as temporary:
+                confusion_picture(metrics.confusion, checkpoint.classes).savefig(temporary, format="png")
+        except RunError as error:
+            error.found = found
+            raise
+    return found

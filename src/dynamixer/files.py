@@ -53,9 +53,22 @@ def check_picture_path(path: Path) -> None:
     """
     if path.suffix.lower() != ".png" or path.is_dir():
         raise UserError(f"{path} is not a name for a picture: it has to end in .png and not be a folder.")
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """Refuse a place where no file can be made, before the work is done.
+
+    Raises:
+        UserError: it is within a file, or a folder that cannot be written to.
+    """
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir():
         raise UserError(f"{path} cannot be written: {above} is no folder.")
+    try:
+        tempfile.TemporaryFile(dir=above).close()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {reason(error)}.") from None
 
 
 def write_text(path: Path, text: str) -> None:

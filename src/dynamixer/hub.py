@@ -14,19 +14,29 @@ from dynamixer.errors import RunError, UserError, first_line
 from dynamixer.files import is_leftover, write_text
 from dynamixer.logs import log
 from dynamixer.models.about import CONFIG
-from dynamixer.models.checkpoint import Checkpoint, load, save_checkpoint
+from dynamixer.models.checkpoint import MEMBERS, Checkpoint, load, save_checkpoint
 from dynamixer.models.count import count
 from dynamixer.models.download import WEIGHTS, called
+from dynamixer.models.dynamixer import DynaMixer
+from dynamixer.training.config import TrainConfig
 
 CARD = "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
 LICENSE = "apache-2.0"
-PAPER = """@inproceedings{wang2022dynamixer,
+CITATION = """
+## Citation
+
+```bibtex
+@inproceedings{wang2022dynamixer,
   title     = {{DynaMixer}: A Vision {MLP} Architecture with Dynamic Mixing},
   author    = {Wang, Ziyu and Jiang, Wenhao and Zhu, Yiming and Yuan, Li and Song, Yibing and Liu, Wei},
   booktitle = {International Conference on Machine Learning},
   year      = {2022}
-}"""
+}
+```
+"""
+ABOUT = """DynaMixer is an image backbone of linear
+layers in which each row and column of tokens generates its own mixing matrix ([paper](https://arxiv.org/abs/2201.12083))."""
 
 
 def write_folder(
@@ -75,10 +85,8 @@ def write_folder(
         trained=checkpoint.trained,
     )
     write_text(folder / CONFIG, json.dumps(timm_config(checkpoint), indent=2) + "\n")
-    recipe = path.parent / "config.yaml"
-    write_text(
-        folder / CARD, model_card(checkpoint, name or f"OWNER/{folder.name}", license=license, recipe=_recipe(recipe))
-    )
+    recipe = _recipe(path.parent / "config.yaml") if path.name in MEMBERS else {}
+    write_text(folder / CARD, model_card(checkpoint, name or f"OWNER/{folder.name}", license=license, recipe=recipe))
     return folder
 
 
@@ -173,11 +181,12 @@ def model_card(checkpoint: Checkpoint, repository: str, *, license: str, recipe:
     parameters, multiply_adds = count(checkpoint.model)
     height, width = checkpoint.preprocessing.size
     data = _word(trained.get("data", "unknown"))
+    ours = isinstance(checkpoint.model, DynaMixer)
     head = {
         "license": license,
         "library_name": "timm",
         "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "timm", "dynamixer", "mlp"],
+        "tags": ["image-classification", "timm", *(["dynamixer", "mlp"] if ours else [])],
         **({"model-index": [{"name": name, "results": _results(data, held, test)}]} if held or test else {}),
     }
     shown = ", ".join(checkpoint.classes[:20]) + (
@@ -200,6 +209,10 @@ def model_card(checkpoint: Checkpoint, repository: str, *, license: str, recipe:
     epochs = (
         f", epoch {_word(trained['epoch'])} of {_word(trained.get('epochs', 'unknown'))}" if "epoch" in trained else ""
     )
+    about = f" {ABOUT}" if ours else ""
+    sizes = (
+        f"Pictures of any size can be given; trained at {height}x{width}." if ours else f"Trained at {height}x{width}."
+    )
     recipe_text = f"\n```yaml\n{yaml.safe_dump(recipe, sort_keys=False).strip()}\n```\n" if recipe else ""
     return f"""---
 {yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip()}
@@ -207,13 +220,12 @@ def model_card(checkpoint: Checkpoint, repository: str, *, license: str, recipe:
 
 # {name}
 
-A {checkpoint.name} that tells {len(checkpoint.classes):,} classes apart: {_word(shown)}. DynaMixer is an image backbone of linear
-layers in which each row and column of tokens generates its own mixing matrix ([paper](https://arxiv.org/abs/2201.12083)).
+A {checkpoint.name} that tells {len(checkpoint.classes):,} classes apart: {_word(shown)}.{about}
 {parameters:,} parameters, {multiply_adds:,} multiply-adds for a picture of {height}x{width} pixels.
 
 ## Use
 
-    pip install dynamixer
+    pip install .    # in a checkout of dynamixer, which is on no index yet
     dynamixer predict photo.jpg --model {source}
 
 ```python
@@ -224,7 +236,7 @@ model = timm.create_model("{source}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 ```
 
-Pictures of any size can be given; trained at {height}x{width}.
+{sizes}
 
 ## Training
 
@@ -242,13 +254,7 @@ is among these classes only. It has the biases of its data. It was not tested fo
 ## Licence
 
 {license}. That of the data may restrict the use further.
-
-## Citation
-
-```bibtex
-{PAPER}
-```
-"""
+{CITATION if ours else ""}"""
 
 
 def _measured(trained: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -282,13 +288,13 @@ def _results(data: str, held: dict[str, Any], test: dict[str, Any]) -> list[dict
 
 
 def _recipe(path: Path) -> dict[str, Any]:
-    """The keys of a run's config.yaml without what is only true on the machine of the run."""
+    """The keys of a run's config.yaml without what is only true on the machine of the run; none of a file that is no run's."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        TrainConfig().with_values(values if isinstance(values, dict) else {"": values})
+    except (OSError, ValueError, yaml.YAMLError):  # a UserError is a ValueError
         return {}
-    leave_out = {"device", "workers", "data", "out"}
-    kept = {k: v for k, v in values.items() if k not in leave_out} if isinstance(values, dict) else {}
+    kept = {k: v for k, v in values.items() if k not in {"device", "workers", "data"}}
     return {k: Path(v).name if isinstance(v, str) and "/" in v else v for k, v in kept.items()}
 
 

@@ -61,14 +61,14 @@ def probabilities(logits: Tensor) -> Tensor:
     return shares
 
 
-def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
+def find_pictures(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """The files that paths mean: themselves, or for a folder all pictures in it, sorted, folders within included; none hidden.
 
     Raises:
         UserError: a folder without pictures.
     """
     found: list[Path] = []
-    for path in map(Path, named(paths)):
+    for path in map(Path, named([paths] if isinstance(paths, str | Path) else paths)):
         if not path.is_dir():
             found.append(path)
             continue
@@ -82,7 +82,7 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def predict(
-    paths: Sequence[str | Path],
+    paths: str | Path | Sequence[str | Path],
     model: str | Path = DEFAULT,
     *,
     top: int = 5,
@@ -95,7 +95,7 @@ def predict(
     """Classify pictures with a trained model.
 
     Args:
-        paths: files and folders.
+        paths: files and folders, or one of them.
         model: a run folder, a checkpoint, or a model whose weights ship, which dynamixer_tiny is.
         top: how many classes to give for each picture.
         batch_size: pictures at a time.
@@ -109,7 +109,7 @@ def predict(
 
     Raises:
         UserError: no such model, no paths, or a folder without pictures.
-        RunError: the model's answer is not finite, or the sheet cannot be written.
+        RunError: the model's answer is not finite, or the sheet cannot be written: the results are then its `found`.
     """
     if top < 1 or batch_size < 1:
         raise UserError(f"top={top} and batch_size={batch_size} have to be above 0.")
@@ -121,7 +121,7 @@ def predict(
     where = resolve_device(device)
     checkpoint = load(model, device=where)
     check_classifier(checkpoint)
-    preprocessing = checkpoint.preprocessing.at(size)
+    preprocessing = checkpoint.at(size)
     transform = preprocessing.transform()
     network: nn.Module = checkpoint.model
     if fast:
@@ -159,7 +159,11 @@ def predict(
             (picture, in_utf8(Path(result.path).name), [(guess.label, guess.probability) for guess in result.top])
             for picture, result in zip(thumbnails, found.results, strict=False)
         ]
-        with whole_file(Path(sheet)) as temporary:
-            prediction_sheet(shown).savefig(temporary, format="png")
+        try:
+            with whole_file(Path(sheet)) as temporary:
+                prediction_sheet(shown).savefig(temporary, format="png")
+        except RunError as error:
+            error.found = found
+            raise
         log(f"sheet: {sheet}")
     return found

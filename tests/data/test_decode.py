@@ -246,3 +246,11 @@ def test_damaged_bytes_give_a_picture_or_a_sentence_never_another_error(data):
         assert decode(bytes(whole[:cut])).mode == "RGB"
     except BadImage as error:
         assert str(error).startswith("the picture ")
+
+
+def test_a_transparent_sixteen_bit_grey_lies_over_white():
+    grey = np.full((4, 4), 9, np.uint16)
+    grey[0] = 40000
+    got = pixels(decode(encoded(Image.fromarray(grey), "PNG", transparency=9)))
+    assert (got[1:] == 255).all()
+    assert (got[0] == round(40000 / 257)).all()

@@ -178,5 +178,5 @@ def test_a_script_that_comes_with_data_is_not_run(tmp_path):
 
 def test_without_the_library_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pip install 'dynamixer\[hf\]'"):
+    with pytest.raises(UserError, match="pip install 'datasets>="):
         open_data("hf:owner/name")

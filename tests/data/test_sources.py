@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
+import dynamixer
 from dynamixer import RunError, UserError
 from dynamixer.data import BadImage, open_data
 from dynamixer.data.sources import EMBEDDED
@@ -269,3 +270,24 @@ def test_a_bad_picture_is_named(tmp_path):
     pq.write_table(table.set_column(0, "image", empty), path)
     with pytest.raises(BadImage, match="row 0 has no bytes"):
         open_data(path).train.picture(0)
+
+
+def test_what_is_named_like_a_split_and_is_none_is_said(tmp_path, capsys):
+    folder(tmp_path / "train")
+    save(tmp_path / "test" / "1.png")
+    assert set(open_data(tmp_path).named()) == {"train"}
+    assert "test left out, being no folders of class folders" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_hidden_folders_are_left_out(tmp_path):
+    folder(tmp_path)
+    save(tmp_path / "cat/.ipynb_checkpoints/0-checkpoint.png")
+    assert len(open_data(tmp_path).train) == 6
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(folder(tmp_path))
+    assert open_data(".").train
+    for opened in (open_data, dynamixer.load):
+        with pytest.raises(UserError, match="empty"):
+            opened("")

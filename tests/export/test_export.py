@@ -301,3 +301,9 @@ def test_the_example_needs_no_torch_and_says_what_predict_says(everything, tmp_p
         assert (ran.returncode, ran.stdout) == (1, "")
         assert ran.stderr.splitlines()[-1].startswith(f"{tmp_path / name} cannot be read: ")
         assert "Traceback" not in ran.stderr
+
+
+def test_a_place_within_a_file_is_refused_before_anything_is_traced(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        dynamixer.export("dynamixer_nano", "pt2", out=tmp_path / "file/x.pt2")

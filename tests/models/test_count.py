@@ -5,7 +5,8 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynamixer import count
+from dynamixer import count, use_kernel
+from dynamixer.layers import MixerLayer
 from dynamixer.models.variants import VARIANTS
 from dynamixer.ops import reference_mixing
 
@@ -96,3 +97,11 @@ def test_work_grows_with_the_picture_and_the_count_leaves_the_model_as_it_was():
     assert count(larger) == count(larger, 64)
     larger.set_input_size((32, 64))
     assert count(larger).multiply_adds == count(larger, (32, 64)).multiply_adds
+
+
+def test_what_kernels_compute_is_counted_too():
+    model = timm.create_model("dynamixer_nano", depths=(1, 1), dims=(16, 32), segments=(2, 4))
+    plain = count(model)
+    use_kernel(model)
+    assert count(model) == plain
+    assert [m.fused for m in model.modules() if isinstance(m, MixerLayer)] == [True, True]  # and they go on computing

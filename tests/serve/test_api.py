@@ -139,6 +139,7 @@ REFUSALS = [
     ("GET", "/../../etc/passwd", None, {}, 404, "nothing at"),
     ("GET", "/%2e%2e/settings.py", None, {}, 404, "nothing at"),
     ("GET", "/v1/samples/12", None, {}, 404, "no sample 12"),
+    pytest.param("GET", "/v1/samples/" + "1" * 5000, None, {}, 404, "there is no sample 111", id="a sample of 5,000 digits"),
     ("GET", "/v1/model?x=1", None, {}, 422, "takes none"),
     ("GET", "/healthz", None, {"Host": "evil.example"}, 421, "does not answer as 'evil.example'"),
     ("POST", "/v1/predict", b"", {"Content_Type": "image/png", "Sec_Fetch_Site": "cross-site"}, 403, "pages of other sites"),
@@ -187,7 +188,8 @@ def test_a_token_is_asked_for(strict):
         status, headers, answer = Client(address).get(path)
         assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
         assert "Authorization: Bearer TOKEN" in answer["error"]
-        assert Client(address).ask("GET", path, Authorization="Bearer a long enough secreT")[0] == 401
+        status, _, answer = Client(address).get(path, Authorization="Bearer a long enough secreT")
+        assert (status, answer["error"]) == (401, "this is not the token that the server asks for.")
     for path in ("/", "/main.js", "/style.css", "/healthz", "/readyz"):
         assert Client(address).ask("GET", path)[0] == 200
     assert Client(address).get("/v1/model", Authorization="Bearer a long enough secret")[0] == 200
@@ -225,13 +227,6 @@ def test_limits_below_our_own_pictures_do_not_keep_it_from_serving(model):
     with server_here(model, max_bytes=5000, max_pixels=500) as (address, service):
         assert service.samples == []
         assert Client(address).post("/v1/predict", picture(1, size=(20, 20), format="PNG"))[0] == 200
-
-
-@pytest.mark.parametrize("allowed", ["MyBox.local", "mybox.local:8443"])
-def test_a_host_is_allowed_however_it_is_written(model, allowed):
-    with server_here(model, hosts=(allowed,)) as (address, _):
-        assert Client(address).ask("GET", "/healthz", None, Host="mybox.LOCAL:9000")[0] == 200
-        assert Client(address).ask("GET", "/healthz", None, Host="evil.example")[0] == 421
 
 
 def test_not_ready_where_the_served_answer_is_another(model):

@@ -13,6 +13,7 @@ from dynamixer.serve import Settings
 from dynamixer.serve.mixing import layouts
 from dynamixer.serve.openapi import REFUSALS, document
 from dynamixer.serve.samples import AVERAGED
+from dynamixer.serve.sending import PIECE
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/serve.md").read_text(encoding="utf-8")
@@ -36,6 +37,9 @@ def test_its_numbers_are_the_defaults():
     assert f"{settings.limits.side:,} a side" in PAGE
     assert f"share {settings.body_memory // 2**20} MiB" in PAGE
     assert f"A body has {settings.body_seconds:g} seconds to arrive, an answer {settings.answer_seconds:g}." in PAGE
+    assert f"for {settings.body_seconds:g} seconds send nothing" in PAGE
+    assert settings.answer_memory == settings.body_memory  # "as much"
+    assert f"(over {PIECE // 2**10} KiB)" in PAGE
     assert f"({AVERAGED} at most)" in PAGE
 
 

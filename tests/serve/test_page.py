@@ -293,23 +293,6 @@ def test_dropped_files_and_what_is_wrong_with_them(browser, model):
         page.wait_for_selector(".panel .error:has-text('The server did not answer')")
 
 
-def test_a_token_is_asked_for_on_the_page(browser, model):
-    with (
-        server_here(model, token="a long enough secret") as (address, _),
-        opened(browser, address, errors=["401"]) as page,
-    ):
-        page.wait_for_selector("#token-value")
-        assert accessible(page) == []
-        page.fill("#token-value", "wrong")
-        page.keyboard.press("Enter")
-        page.wait_for_selector("#token:visible")
-        page.fill("#token-value", "a long enough secret")
-        page.keyboard.press("Enter")
-        ready(page)
-        page.reload()
-        ready(page)
-
-
 ODD = {
     "static": ({"generator": "static"}, "trained and fixed"),
     "no softmax": ({"softmax": False}, "no softmax"),

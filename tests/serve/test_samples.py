@@ -26,3 +26,10 @@ def test_pictures_that_the_server_does_not_accept_do_not_take_the_place_of_other
         Image.new("RGB", (4, 4)).save(tmp_path / f"a{number:03}.tif")
     Image.new("RGB", (4, 4)).save(tmp_path / "z.png")
     assert [sample.name for sample in find_samples(tmp_path, Limits(), ())] == ["z"]
+
+
+def test_hidden_folders_are_left_out(tmp_path):
+    for folder in (".thumbnails/large", "holiday"):
+        (tmp_path / ".photos" / folder).mkdir(parents=True)  # the folder that was asked for may be hidden itself
+        Image.new("RGB", (4, 4)).save(tmp_path / ".photos" / folder / f"{folder.strip('.')[:5]}.png")
+    assert [sample.name for sample in find_samples(tmp_path / ".photos", Limits(), ())] == ["holid"]

@@ -214,8 +214,8 @@ def test_a_published_difference_of_nothing_is_not_judged(tmp_path):
 
 def test_beyond_the_paper(tmp_path):
     text, pictures = beyond.block(made_up(tmp_path, {"static": 58.0}, runs(6) + runs(1)))
-    assert "| row | epoch 1 | epoch 5 |" in text
-    assert "| dynamic less static | +1.99 [" in text
+    assert "| row | seeds | epoch 1 | epoch 5 |" in text
+    assert "| dynamic less static | 3 | +1.99 [" in text
     assert "| dynamic | 39.90 ± 0.10 (3) | 45.00 ± 0.00 (3) |" in text
     assert "| dynamic | 0.00 | 0.25 | 0.12 | 0.50 | 0.75 |" in text
     assert "| dynamic | 60.20 ± 0.16 (5) | 60.10 ± 0.10 (3) | 60.10 ± 0.10 (3) |" in text

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from dynamixer import UserError
 from dynamixer.data.sources import open_data
 from dynamixer.study import queue
 from dynamixer.study.jobs import Place, place_of
-from dynamixer.study.queue import held, study
+from dynamixer.study.queue import _all_of, held, study
 from dynamixer.study.results import Results
-from dynamixer.study.rows import Run, runs
+from dynamixer.study.rows import Run, config_of, runs
+from dynamixer.training.config import values_of
 
 ROOT = Path(__file__).parents[2]
 WANTED = [Run("cifar10", row, seed) for seed in (0, 1) for row in ("dynamic", "static", "dense")]
@@ -149,7 +151,7 @@ def test_results_of_another_protocol_are_refused(place, tmp_path):
     go(place, tmp_path / "results", WANTED[:1])
     before = (tmp_path / "results/runs.csv").read_bytes()
     with pytest.raises(
-        UserError, match=r"holds 1 results of another protocol, such as cifar10-dynamic-seed0: give another"
+        UserError, match=r"holds 1 results of another protocol, such as cifar10-dynamic-seed0: give the KEY=VALUE words"
     ):
         go(place, tmp_path / "results", WANTED[:1], words=["lr=0.5"])
     assert (tmp_path / "results/runs.csv").read_bytes() == before
@@ -160,10 +162,11 @@ def test_other_pictures_are_another_study(place, tmp_path):
     go(place, tmp_path / "results", WANTED[:1])
     note = tmp_path / "results/data.json"
     known = json.loads(note.read_text())
-    assert known.keys() == {"cifar10"}
-    note.write_text(json.dumps({"cifar10": "others"}))
-    with pytest.raises(UserError, match="holds results of other pictures of cifar10"):
-        go(place, tmp_path / "results")
+    assert known.keys() == {"cifar10", "cifar10, test"}
+    for pictures in known:
+        note.write_text(json.dumps(known | {pictures: "others"}))
+        with pytest.raises(UserError, match=f"holds results of other pictures of {pictures}, or"):
+            go(place, tmp_path / "results")
     note.write_text(json.dumps(known))
     assert go(place, tmp_path / "results").done == 5
 
@@ -179,12 +182,15 @@ def test_a_second_queue_is_refused(place, tmp_path):
     [
         ({"cifar10": "nowhere/at/all"}, "no file or folder"),
         ({"cifar10": "{train}"}, "has no test pictures"),
+        ({"cifar10": "{folder}"}, "has no test pictures"),  # but train.parquet, which is no test
     ],
 )
 def test_pictures_that_are_not_there_are_a_sentence(tmp_path, folders, sentence):
     shipped = ROOT / "src/dynamixer/data/fashion/train.parquet"
+    shutil.copy(shipped, tmp_path / "train.parquet")
+    named = {k: v.replace("{train}", str(shipped)).replace("{folder}", str(tmp_path)) for k, v in folders.items()}
     with pytest.raises(UserError, match=sentence):
-        place_of({k: v.replace("{train}", str(shipped)) for k, v in folders.items()}, tmp_path, None)
+        place_of(named, tmp_path, None)
 
 
 def test_folders_of_class_folders_are_trained_on_and_tested_by_their_split(tmp_path):
@@ -278,3 +284,39 @@ def test_killed_stopped_and_gone_on_with_gives_the_results_of_an_undisturbed_one
     one, other = (Results(folder).lines["runs"] for folder in (results, tmp_path / "results"))
     assert [line | {"hours": 0} for line in one] == [line | {"hours": 0} for line in other]
     assert len(one) == 2
+
+
+def test_a_run_in_several_legs_names_all_that_computed_it():
+    about = {"cpu": "new", "threads": 1, "earlier": [{"cpu": "old", "threads": 1}, {"threads": 1}]}
+    assert (_all_of(about, "cpu"), _all_of(about, "threads"), _all_of(about, "torch")) == ("old +  + new", "1", "")
+
+
+@pytest.mark.parametrize("word", ["seed=5", "data=elsewhere", "track=none"])
+def test_what_the_study_sets_for_each_run_cannot_be_set_for_all(word):
+    with pytest.raises(UserError, match="the study sets it for each"):
+        config_of(WANTED[0], "", values_of([word]))
+
+
+@pytest.mark.parametrize(
+    "words", [["--summary", "epochs=3"], ["--times", "--table", "1"], ["--pages", ".", "--only", "x"]]
+)
+def test_what_is_of_runs_is_refused_where_none_are_run(words, capsys):
+    from dynamixer.cli import main  # noqa: PLC0415
+
+    with pytest.raises(SystemExit) as end:
+        main(["reproduce", *words])
+    assert end.value.code == 2
+    assert "take none of them" in capsys.readouterr().err
+
+
+def test_the_tables_of_any_results_can_be_printed(place, tmp_path, capsys):
+    from dynamixer.cli import main  # noqa: PLC0415
+
+    go(place, tmp_path / "results", words=["lr=0.5"])  # another training than the page's
+    with pytest.raises(SystemExit) as end:
+        main(["reproduce", "--summary", "--results", str(tmp_path / "results")])
+    assert not end.value.code
+    told = capsys.readouterr().out
+    assert "| dynamic |" in told
+    assert "hours" not in told
+    assert "![" not in told

@@ -67,6 +67,10 @@ def test_words_change_keys_by_their_type():
         ("on_bad_image=ignore", "one of stop, skip"),
         ("repeats=0", "repeats=0 has to be above 0"),
         ("distill=2", "distill=2.0 is a share"),
+        ("distill=0.9", "of no use without a teacher"),
+        ("lr=1e-6", "min_lr=1e-05 is above lr=1e-06"),
+        ("warmup_lr=0.1", "warmup_lr=0.1 is above lr=0.001"),
+        ("color_jitter=0.4 auto_augment=rand-m9-mstd0.5-inc1", "color_jitter beside auto_augment has no effect"),
     ],
 )
 def test_a_mistake_is_one_sentence(word, sentence):
@@ -94,3 +98,7 @@ def test_differences_name_what_changes_the_result_only():
 
 def test_every_key_has_help():
     assert all(item.metadata["help"] for item in dataclasses.fields(TrainConfig))
+
+
+def test_one_epoch_has_a_part_of_one_as_warm_up_or_none():
+    assert [TrainConfig(epochs=e, warmup_epochs=w).warmup for e, w in ((1, 0.5), (1, 1.0), (3, 1.0))] == [0.5, 0, 1]

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -492,3 +493,45 @@ def test_classes_of_any_script_come_back_and_others_are_refused_at_once(tmp_path
             dynamixer.train(config(**options), tmp_path / "other")
         (root / odd).rename(root / names[0])
     assert not (tmp_path / "other").exists()
+
+
+def test_a_run_that_another_process_begins_meanwhile_is_not_gone_on_with(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    dynamixer.train(config(epochs=1), out)
+    before = (out / "config.yaml").read_text()
+    holder = os.open(out, os.O_RDONLY)
+    assert locked(holder)
+    ours = config(epochs=1, seed=1)
+    looked = engine.check_folder
+    monkeypatch.setattr(engine, "check_folder", lambda *_: None)  # when it looked, the folder was not there yet
+    threading.Timer(1, unlock, [holder]).start()
+    with pytest.raises(UserError, match="holds a run of another configuration: seed"):
+        dynamixer.train(ours, out)
+    monkeypatch.setattr(engine, "check_folder", looked)
+    begun = folder.RunFolder.begin
+
+    def late(self):
+        out.parent.joinpath("late").mkdir()
+        out.parent.joinpath("late/config.yaml").write_text(before)
+        begun(self)
+
+    monkeypatch.setattr(folder.RunFolder, "begin", late)
+    with pytest.raises(UserError, match="another process has begun a run in"):
+        dynamixer.train(ours, tmp_path / "late")
+    assert (tmp_path / "late/config.yaml").read_text() == (out / "config.yaml").read_text() == before
+
+
+def test_every_leg_of_a_run_is_named(tmp_path, capsys):
+    out = tmp_path / "run"
+    stops = config(epochs=1, drop_path=0.1, checkpoint_every=2)
+    dynamixer.train(stops, out)
+    first = json.loads((out / "environment.json").read_text())
+    (out / "environment.json").write_text(json.dumps(first | {"cpu": "another", "processes": 2}))
+    shutil.rmtree(out / "checkpoints/step-00000004")
+    dynamixer.train(stops, out)
+    again = json.loads((out / "environment.json").read_text())
+    assert [leg["cpu"] for leg in (*again["earlier"], again)] == ["another", first["cpu"]]
+    assert "drop path draw others from here on" in capsys.readouterr().err.replace("\n", " ")
+    shutil.rmtree(out / "checkpoints/step-00000004")
+    dynamixer.train(stops, out)
+    assert json.loads((out / "environment.json").read_text()) == again

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dynamixer.training import TrainConfig
-from dynamixer.training.replica import _speed_up
+from dynamixer.training.replica import Replica, _speed_up
 from small_models import small
 
 
@@ -19,3 +19,18 @@ def test_sizes_that_the_kernel_does_not_mix_are_named(sizes, says, capsys):
     told = capsys.readouterr().err.replace("\n", " ")
     assert says in told
     assert bool(says) == ("kernel mixes" in told)
+
+
+@pytest.mark.parametrize(("warmup", "decays"), [(False, [0, 0, 0.9, 0.9]), (True, [0, 0, 0.37, 0.519])])
+def test_weights_are_averaged_with_the_decay_that_was_asked_for(warmup, decays):
+    model = small(img_size=32)
+    members = SimpleNamespace(device=torch.device("cpu"), size=1, rank=0, main=True)
+    network = SimpleNamespace(model=model, sizes=[(32, 32)])
+    replica = Replica(TrainConfig(ema=0.9, ema_warmup=warmup), network, ("a", "b"), members)
+    expected = model.norm.weight.detach().clone()
+    for step, decay in enumerate(decays):
+        with torch.no_grad():
+            model.norm.weight.fill_(step + 2.0)
+        replica.average(step)
+        expected = decay * expected + (1 - decay) * (step + 2.0)
+        torch.testing.assert_close(replica.kept().norm.weight, expected, atol=1e-3, rtol=0)

@@ -48,6 +48,7 @@ FILES = {
     "list.yaml": "- 1\n- 2\n", "broken.yaml": "epochs: [1\n", "unknown.yaml": "epoch: 3\n", "type.yaml": "epochs: many\n",
     "code.yaml": "model: !!python/object/apply:os.system ['true']\n", "empty.yaml": "", "number.yaml": "3: 4\n",
     "classpath.yaml": "opt: torch.optim.SGD\n",
+    "date.yaml": "data: 2024-02-30\n",
 }  # fmt: skip
 MUTATIONS = [
     "epoch=3", "epochs=0", "epochs=-1", "epochs=1e99", "epochs=three", "epochs=", "epochs=2.5", "epochs=[3]", "epochs=true",

@@ -2,15 +2,18 @@
 
 import json
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from dynamixer.errors import RunError
 from dynamixer.files import in_utf8
 from dynamixer.logs import log
 from dynamixer.models.shipped import DEFAULT, names, pretrained_cfg
 
+T = TypeVar("T")
 USER_MISTAKE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 EXIT_CODES = (
     "Exit codes: 0 done, 1 the run failed, 2 a mistake in what was asked for, 130 / 143 stopped by SIGINT / SIGTERM."
@@ -50,6 +53,16 @@ model_option = click.option(
     show_default=f"{DEFAULT}, which tells ten kinds of things apart",
     help=f"Run folder, .safetensors checkpoint, hf-hub:OWNER/NAME, or a name whose weights ship: {', '.join(names())}.",
 )
+
+
+def result_of(work: Callable[[], T]) -> tuple[T, RunError | None]:
+    """What a command found, and the error if all that failed was to write its picture: raised when the result is printed."""
+    try:
+        return work(), None
+    except RunError as error:
+        if error.found is None:
+            raise
+        return error.found, error
 
 
 def print_result(as_json: bool, value: dict[str, Any], text: str) -> None:

@@ -5,7 +5,15 @@ from typing import Any
 
 import click
 
-from dynamixer.cli.common import EXIT_CODES, device_option, fast_option, json_option, print_result, size_option
+from dynamixer.cli.common import (
+    EXIT_CODES,
+    device_option,
+    fast_option,
+    json_option,
+    print_result,
+    result_of,
+    size_option,
+)
 
 
 @click.command(name="eval", epilog=EXIT_CODES)
@@ -28,7 +36,7 @@ from dynamixer.cli.common import EXIT_CODES, device_option, fast_option, json_op
 @device_option
 @json_option
 def evaluate(model: str, data: str, as_json: bool, **options: Any) -> None:
-    """Measure the accuracy of MODEL, a run folder or checkpoint, on labelled pictures.
+    """Measure the accuracy of MODEL (run folder, checkpoint, hf-hub:OWNER/NAME, or a name whose weights ship).
 
     \b
       dynamixer eval runs/first --data fashion-mnist-mini
@@ -36,7 +44,7 @@ def evaluate(model: str, data: str, as_json: bool, **options: Any) -> None:
     """
     from dynamixer.evaluate import evaluate as run  # noqa: PLC0415
 
-    result = run(model, data, **options)
+    result, unwritten = result_of(lambda: run(model, data, **options))
     skipped = f"{result['skipped']} skipped, " if result["skipped"] else ""
     text = (
         f"top-1 {result['top1']:.2f} %   top-5 {result['top5']:.2f} %   loss {result['loss']:.4f}   "
@@ -44,3 +52,5 @@ def evaluate(model: str, data: str, as_json: bool, **options: Any) -> None:
         f"{'all' if result['split'] == 'all' else result['split'] + ' split'} of {data}"
     )
     print_result(as_json, result, text)
+    if unwritten:
+        raise unwritten

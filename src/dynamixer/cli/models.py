@@ -38,9 +38,9 @@ def models(pattern: str, as_json: bool) -> None:
         numbers = {"parameters": parameters, "multiply_adds": multiply_adds, "size": size}
         rows.append({"model": name, **numbers, "about": about, "weights": weights})
     rows.sort(key=lambda row: row["parameters"])
-    head = f"{'model':16}{'parameters':>12}{'multiply-adds':>16}{'pixels':>8}  about"
+    head = f"{'model':20}{'parameters':>12}{'multiply-adds':>16}{'pixels':>8}  about"
     text = [
-        f"{r['model']:16}{r['parameters']:12,}{r['multiply_adds']:16,}{r['size']:8}  {r['about']}"
+        f"{r['model']:20}{r['parameters']:12,}{r['multiply_adds']:16,}{r['size']:8}  {r['about']}"
         + (f" Weights ship: {w['top1']:.2f} %, {w['data']}." if (w := r["weights"]) else "")
         for r in rows
     ]

@@ -15,6 +15,7 @@ from dynamixer.cli.common import (
     json_option,
     model_option,
     print_result,
+    result_of,
     size_option,
 )
 
@@ -105,7 +106,7 @@ def _few(paths: tuple[str, ...], model: str, as_json: bool, **options: Any) -> N
     from dynamixer.logs import log  # noqa: PLC0415
     from dynamixer.predict import predict as run  # noqa: PLC0415
 
-    found = run(paths, model, **options)
+    found, unwritten = result_of(lambda: run(paths, model, **options))
     lines = []
     for result in found.results:
         guesses = ", ".join(f"{guess.label} {100 * guess.probability:.1f} %" for guess in result.top)
@@ -113,5 +114,7 @@ def _few(paths: tuple[str, ...], model: str, as_json: bool, **options: Any) -> N
     print_result(as_json, found.to_dict(), "\n".join(lines))
     for error in found.errors:
         log(f"error: {error}")
+    if unwritten:
+        raise unwritten
     if found.errors:
         sys.exit(USER_MISTAKE)

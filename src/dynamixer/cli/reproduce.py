@@ -43,6 +43,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--pages", metavar="DOCS", type=FOLDER, help="Write DOCS/evidence.md and its plots from the results instead."
 )
+@click.option("--summary", is_flag=True, help="Print the tables of the results, of whatever training, instead.")
 @json_option
 def reproduce(
     words: tuple[str, ...],
@@ -52,6 +53,7 @@ def reproduce(
     jobs: int | None,
     times: bool,
     pages: Path | None,
+    summary: bool,
     cifar10: str,
     imagenette: str | None,
     corrupted: Path | None,
@@ -68,6 +70,7 @@ def reproduce(
       dynamixer reproduce --imagenette imagenette128 --times
       dynamixer reproduce --pages docs
       dynamixer reproduce --cifar10 cifar10 epochs=30 --work runs/long --results long
+      dynamixer reproduce --summary --results long
 
     The runs are a queue: `dynamixer train` on a folder of its own for each, several side by side, then its last weights
     read the test pictures once. When the time is over, what runs is stopped with a checkpoint, and the same command goes on
@@ -79,8 +82,16 @@ def reproduce(
     from dynamixer.errors import RunError, UserError  # noqa: PLC0415
     from dynamixer.study.results import Results  # noqa: PLC0415
 
-    if pages is not None and times:
-        raise UserError("--pages and --times are two things to do: give one of them.")
+    if sum((pages is not None, times, summary)) > 1:
+        raise UserError("--pages, --times and --summary are things to do: give one of them.")
+    if (pages is not None or times or summary) and (words or table is not None or only is not None):
+        raise UserError("KEY=VALUE, --table and --only are of runs: --pages, --times and --summary take none of them.")
+    if summary:
+        from dynamixer.study.pages import summary as summarised  # noqa: PLC0415
+
+        text = summarised(Results(results))
+        print_result(as_json, {"summary": text}, text)
+        return
     if pages is not None:
         from dynamixer.study.pages import write_page  # noqa: PLC0415
 

@@ -35,9 +35,15 @@ TOKEN = "DYNAMIXER_TOKEN"
 @click.option(
     "--max-bytes", type=click.IntRange(min=1), default=16 * 2**20, show_default=True, help="Of a request's body."
 )
-@click.option("--max-pixels", type=click.IntRange(min=1), default=40_000_000, show_default=True, help="Of a picture.")
 @click.option(
-    "--allow-host", "hosts", metavar="NAME", multiple=True, help="Name under which a proxy reaches 127.0.0.1."
+    "--max-pixels", type=click.IntRange(1, 178_956_970), default=40_000_000, show_default=True, help="Of a picture."
+)
+@click.option(
+    "--allow-host",
+    "hosts",
+    metavar="NAME",
+    multiple=True,
+    help="Name under which requests may come, behind a proxy for one; others are then refused.",
 )
 @click.option(
     "--token-file", metavar="FILE", type=click.Path(path_type=Path),
@@ -58,14 +64,14 @@ def serve(model: str, token_file: Path | None, device: str, as_json: bool, **opt
     Only this machine reaches it unless --host says otherwise. /openapi.json describes the API, /readyz says when it
     may be used, /metrics is for Prometheus. Ctrl-C or SIGTERM ends it. --json prints {"address": ...} once it listens.
     """
-    from dynamixer.errors import UserError  # noqa: PLC0415
+    from dynamixer.errors import UserError, install  # noqa: PLC0415
     from dynamixer.files import reason  # noqa: PLC0415
 
     try:
         from dynamixer.serve import Settings  # noqa: PLC0415
         from dynamixer.serve import serve as run  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise UserError(f"serving needs {error.name}: pip install 'dynamixer[serve]'.") from None
+        raise UserError(f"serving needs {error.name}: {install('serve')}") from None
     token = os.environ.get(TOKEN) or None
     if token_file is not None:
         try:

@@ -11,6 +11,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from dynamixer.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # beyond them Pillow refuses
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
@@ -80,7 +81,9 @@ def decode(
     except BadImage:
         raise
     except Image.DecompressionBombError:
-        raise BadImage(f"{name} has more pixels than the {limits.pixels:,} that are accepted.", "absurd-size") from None
+        raise BadImage(
+            f"{name} has more pixels than the {min(limits.pixels, MOST_PIXELS):,} that are accepted.", "absurd-size"
+        ) from None
     except UnidentifiedImageError:
         raise BadImage(f"{name} is not a picture of a known format ({', '.join(FORMATS)}).", "not-a-picture") from None
     except MemoryError:
@@ -158,6 +161,8 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
             values = values * (255 / max(1.0, top))
         elif picture.mode != "I" or top > 255:  # 32-bit files hold 8-bit values too
             values = values / 257  # 65535 -> 255
+        if isinstance(clear := picture.info.get("transparency"), int):  # the grey that is no picture, on white
+            values = np.where(np.asarray(picture) == clear, 255, values)
         return Image.fromarray(values.round().clip(0, 255).astype(np.uint8), "L").convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         picture = picture.convert("RGBA")

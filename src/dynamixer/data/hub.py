@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from dynamixer.data.base import LABEL_COLUMNS, SPLITS, Source, Splits, read_labels
 from dynamixer.data.decode import BadImage, read_file
-from dynamixer.errors import RunError, UserError
+from dynamixer.errors import RunError, UserError, install
 from dynamixer.logs import log
 
 PREFIX = "hf:"
@@ -53,9 +53,7 @@ def open_hub(data: str) -> Splits:
     try:
         library = importlib.import_module("datasets")
     except ImportError:
-        raise UserError(
-            f"{data} needs the datasets library of Hugging Face: pip install 'dynamixer[hf]' and start again."
-        ) from None
+        raise UserError(f"{data} needs the datasets library of Hugging Face: {install('hf')}") from None
     name, config = _name_and_config(data.removeprefix(PREFIX))
     with _sentences(data, library):
         if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "dataset_info.json")):

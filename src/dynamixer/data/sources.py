@@ -128,7 +128,7 @@ def files_in(folder: Path) -> tuple[list[Path], list[Path]]:
     pictures: list[Path] = []
     others: list[Path] = []
     for path in sorted(folder.rglob("*")):
-        if path.name.startswith("."):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
         if path.is_file():
             (pictures if path.suffix.lower() in SUFFIXES else others).append(path)
@@ -151,6 +151,10 @@ def open_data(data: str | Path) -> Splits:
         RunError: it could not be downloaded.
     """
     path, name = Path(data), str(data)
+    if not name:
+        raise UserError(
+            "the name of the data is empty: give a folder, a file or a data set, such as . for this folder."
+        )
     if "pipe:" in name or "://" in name:
         raise UserError(f"{name} is a command or an address, and data is read from files only: download it first.")
     if name.startswith(PREFIX):
@@ -208,6 +212,9 @@ def _open_folder(root: Path) -> Splits:
     if shards and not found:
         found = open_tars(shards, str(root))
     if found:
+        read = {source.root for source in found.values() if isinstance(source, FolderSource)}
+        if left := [p.name for p in folders if p.name.lower() in sum(SPLITS.values(), ()) and p not in read]:
+            log(f"{root}: {', '.join(left)} left out, being no folders of class folders, or a second one of a split")
         return Splits.of(found, str(root))
     if parquet:
         return Splits(train=ParquetSource(parquet))

@@ -265,4 +265,4 @@ def _by_depth(axes: Axes, blocks: Sequence[BlockMixing | BlockAverage]) -> None:
     axes.set_axisbelow(True)
     axes.grid(axis="y", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.13), ncols=3, borderaxespad=0)
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.17), ncols=3, borderaxespad=0)

@@ -100,7 +100,7 @@ def explain(
         raise UserError(f"{checkpoint.name} is not a DynaMixer: it has no mixing to show.")
     depth = len(blocks_of(network))
     chosen = check_blocks(blocks if blocks is not None else (0, depth // 2, depth - 1), depth)
-    preprocessing = checkpoint.preprocessing.at(size) if size is not None else checkpoint.preprocessing
+    preprocessing = checkpoint.at(size)
 
     x = preprocessing(picture)[None].to(where)
     seen = look(network, x)

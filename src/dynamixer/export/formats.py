@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dynamixer.errors import RunError, UserError
+from dynamixer.errors import RunError, UserError, install
 
 KEY = "dynamixer"  # of the metadata in every format
 INPUT, OUTPUT = "pictures", "logits"
@@ -30,7 +30,7 @@ def need(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(f"this needs {module}: pip install 'dynamixer[{extra}]' and start again.") from None
+        raise UserError(f"this needs {module}: {install(extra)}") from None
 
 
 def trace(model: nn.Module, shape: tuple[int, int, int, int], dynamic: str) -> torch.export.ExportedProgram:

@@ -15,7 +15,7 @@ from dynamixer.errors import RunError, UserError, did_you_mean
 from dynamixer.export.check import Agreement, apart, compare, real_pictures, tensors
 from dynamixer.export.formats import RUNNERS, SUFFIXES, WRITERS, Runner, need, save_openvino, trace
 from dynamixer.export.int8 import IN_FP32, quantise
-from dynamixer.files import reason
+from dynamixer.files import check_place, reason
 from dynamixer.logs import log
 from dynamixer.models.checkpoint import Checkpoint, load
 from dynamixer.models.download import called
@@ -80,11 +80,12 @@ def export(
     """
     _check(format, dynamic, batch_size, size, int8, data)
     checkpoint = load(model)
-    preprocessing = checkpoint.preprocessing if size is None else checkpoint.preprocessing.at(size)
+    preprocessing = checkpoint.at(size)
     checkpoint = replace(checkpoint, preprocessing=preprocessing)
     path = Path(out) if out is not None else Path(f"{called(checkpoint.path)}{SUFFIXES[format]}")
     if path.suffix != SUFFIXES[format] or path.is_dir():
         raise UserError(f"{path} is not a name for {format}: it has to end in {SUFFIXES[format]} and not be a folder.")
+    check_place(path)
     about = metadata(checkpoint, dynamic, batch_size, int8)
     calibration, lot = None, None
     if int8 and data:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 
 from dynamixer.data.base import Pictures
-from dynamixer.errors import RunError, UserError
+from dynamixer.errors import RunError, UserError, install
 from dynamixer.many.parts import Job
 from dynamixer.many.run import Predictor, Slices, fingerprint
 from dynamixer.models.checkpoint import Checkpoint, load
@@ -51,7 +51,7 @@ def compute(
         ray = importlib.import_module("ray")
         data = importlib.import_module("ray.data")
     except ImportError:
-        raise UserError("--engine ray needs Ray: pip install 'dynamixer[ray]' and start again.") from None
+        raise UserError(f"--engine ray needs Ray: {install('ray')}") from None
     threads = torch.get_num_threads()
     gpus = 0 if device.type == "cpu" else 1
     try:

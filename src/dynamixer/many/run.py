@@ -175,7 +175,7 @@ def predict_many(
         size=size,
         part=batch_size * max(1, PART // batch_size),
     )
-    checkpoint.preprocessing.at(size)  # refused now, if it is no size
+    checkpoint.at(size)  # refused now, if it is no size
     parts = Parts(out, job)
     if parts.finished():
         if parts.folder.exists():

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import dynamixer.models.dynamixer  # registers the models with timm
 import dynamixer.models.peers  # and the peers of the study
 from dynamixer.data.preprocess import Preprocessing
-from dynamixer.errors import RunError, UserError, did_you_mean
+from dynamixer.errors import RunError, UserError, did_you_mean, first_line
 from dynamixer.files import whole_file
 from dynamixer.models.about import CONFIG, FORMAT, KEY, check_depths, from_config, from_header
 from dynamixer.models.download import HUB, WEIGHTS, fetch
@@ -38,6 +38,32 @@ class Checkpoint:
     preprocessing: Preprocessing
     trained: dict[str, Any]  # how it came about: epoch, data, accuracy on held-out pictures
     path: Path
+
+    def at(self, size: int | tuple[int, int] | None) -> Preprocessing:
+        """The preprocessing for pictures of `size` pixels, or for the model's own.
+
+        Raises:
+            UserError: it is no size, or the model does not take such pictures.
+        """
+        found = self.preprocessing.at(size)
+        if found.size != self.preprocessing.size:
+            check_sizes(self.model.eval(), self.name, [found.size])
+        return found
+
+
+def check_sizes(model: nn.Module, name: str, sizes: Iterable[tuple[int, int]]) -> None:
+    """Run one black picture of each size through the model.
+
+    Raises:
+        UserError: it does not take such pictures.
+    """
+    like = next(model.parameters())
+    for size in sizes:
+        try:
+            with torch.no_grad():
+                model(torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise UserError(f"{name} does not take pictures of {size[0]}x{size[1]}: {first_line(error)}") from None
 
 
 def check_classifier(checkpoint: Checkpoint) -> None:
@@ -134,6 +160,8 @@ def find_checkpoint(model: str | Path) -> Path:
     """
     if str(model).startswith(HUB):
         return fetch(str(model)) / WEIGHTS
+    if not str(model):
+        raise UserError("MODEL is an empty word: name a run folder, a checkpoint or a model whose weights ship.")
     path = Path(model)
     if path.is_dir():
         for member in MEMBERS:

@@ -27,7 +27,14 @@ def count(model: nn.Module, img_size: int | tuple[int, int] | None = None) -> Co
     like = next(model.parameters())
     was_training = model.training
     model.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, channels, *sides, device=like.device, dtype=like.dtype))
-    model.train(was_training)
+    by_kernel = [layer for layer in model.modules() if getattr(layer, "fused", False) is True]
+    try:
+        for layer in by_kernel:
+            setattr(layer, "fused", False)  # noqa: B010 - torch counts its own products, not those inside kernels
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, channels, *sides, device=like.device, dtype=like.dtype))
+    finally:
+        for layer in by_kernel:
+            setattr(layer, "fused", True)  # noqa: B010
+        model.train(was_training)
     return Counts(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)

@@ -18,10 +18,11 @@ from dynamixer.models.checkpoint import Checkpoint
 from dynamixer.serve.batching import Gate
 from dynamixer.serve.body import Bodies
 from dynamixer.serve.classifier import Classifier, MixingQuery
-from dynamixer.serve.guard import FAILED, Guard, answer, refusal
+from dynamixer.serve.guard import FAILED, Guard, refusal
 from dynamixer.serve.metrics import CONTENT_TYPE_LATEST, Metrics
 from dynamixer.serve.openapi import ENCODINGS, document
 from dynamixer.serve.samples import SHOWN, Sample
+from dynamixer.serve.sending import Answers, answer
 from dynamixer.serve.settings import Refused, Settings
 
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -46,9 +47,11 @@ class Service:
         self.settings, self.samples = settings, samples
         self.classifier = Classifier(checkpoint, settings)
         self.gate, self.bodies, self.metrics = Gate(settings.queue), Bodies(settings), Metrics()
+        self.answers = Answers(settings.answer_memory)
         self.classifier.batches.append(self.metrics.batch.observe)
         self.metrics.inside.set_function(lambda: self.gate.inside)
         self.metrics.held.set_function(lambda: self.bodies.held)
+        self.metrics.unsent.set_function(lambda: self.answers.held)
         self.page = page_files()
         self.not_ready: str | None = "the model is warming up."
         self.average: bytes | None = None
@@ -65,7 +68,7 @@ class Service:
             Route("/v1/model", self.model),
             Route("/v1/average", self.get_average),
             Route("/v1/samples", self.get_samples),
-            Route("/v1/samples/{number:int}", self.sample),
+            Route("/v1/samples/{number}", self.sample),
             Route("/metrics", self.get_metrics),
             Route("/openapi.json", self.openapi),
         ]
@@ -125,7 +128,7 @@ class Service:
             with self.gate.admit():
                 try:
                     async with asyncio.timeout(self.settings.answer_seconds):
-                        return answer(await use(encoded))
+                        return self.answers(await use(encoded))
                 except TimeoutError:
                     seconds = self.settings.answer_seconds
                     raise Refused(503, f"there was no answer within {seconds:g} seconds.", retry_after=2) from None
@@ -183,9 +186,10 @@ class Service:
     async def sample(self, request: Request) -> Response:
         """One of them, as it lies on the disk."""
         _query(request)
-        number = request.path_params["number"]
-        if number >= min(SHOWN, len(self.samples)):
-            raise Refused(404, f"there is no sample {number}.")
+        text = request.path_params["number"]
+        number = _number(text, min(SHOWN, len(self.samples)) - 1)
+        if number is None:
+            raise Refused(404, f"there is no sample {text[:40]}.")
         return Response(self.samples[number].encoded, media_type="application/octet-stream")
 
     async def healthz(self, _: Request) -> Response:

@@ -3,13 +3,13 @@
 import hmac
 import json
 import time
-from typing import Any
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dynamixer.logs import log
 from dynamixer.serve.metrics import Metrics
+from dynamixer.serve.sending import in_pieces
 from dynamixer.serve.settings import LOOPBACK, Refused, Settings
 
 HEADERS = {
@@ -56,16 +56,16 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status = time.perf_counter(), 0
+        start, status, answered = time.perf_counter(), 0, 0.0
 
         async def dressed(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answered = message["status"], time.perf_counter()
                 message["headers"] = [*message.get("headers", []), *_RAW_HEADERS]
                 if self.draining and not any(name.lower() == b"connection" for name, _ in message["headers"]):
                     message["headers"].append((b"connection", b"close"))
-            await send(message)
+            await in_pieces(message, send)
 
         try:
             self._check(scope)
@@ -80,11 +80,11 @@ class Guard:
         finally:
             path = scope["path"] if scope["path"] in self.known_paths else "other"
             self.metrics.requests.labels(path, status or 499).inc()
-            self.metrics.seconds.labels(path).observe(time.perf_counter() - start)
+            self.metrics.seconds.labels(path).observe((answered or time.perf_counter()) - start)
 
     def _check(self, scope: Scope) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        if self.settings.loopback:
+        if self.settings.loopback or self.settings.hosts:
             host = _host(headers.get(b"host", b"").decode("latin-1"))
             if host not in {*LOOPBACK, *map(_host, (self.settings.host, *self.settings.hosts))}:
                 raise Refused(421, f"this server does not answer as {host[:80]!r}: --allow-host names other hosts.")
@@ -93,10 +93,10 @@ class Guard:
         if self.settings.token is not None and scope["path"] not in self.open_paths:
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, b"Bearer " + self.settings.token.encode()):
-                raise Refused(
-                    401, "this server asks for a token: send it as Authorization: Bearer TOKEN.",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )  # fmt: skip
+                sentence = "this server asks for a token: send it as Authorization: Bearer TOKEN."
+                if given.startswith(b"Bearer "):
+                    sentence = "this is not the token that the server asks for."
+                raise Refused(401, sentence, headers={"WWW-Authenticate": "Bearer"})
 
 
 def _host(header: str) -> str:
@@ -104,9 +104,3 @@ def _host(header: str) -> str:
     if header.startswith("["):
         return header[1:].partition("]")[0]
     return header.lower() if header.count(":") > 1 else header.partition(":")[0].lower()
-
-
-def answer(value: Any) -> Response:
-    """A result as JSON."""
-    return Response(value if isinstance(value, bytes) else json.dumps(value), media_type="application/json",
-                    headers={"Cache-Control": "no-store"})  # fmt: skip

@@ -25,6 +25,7 @@ class Metrics:
         )
         self.inside = Gauge("requests_inside", "Requests between their last byte and their answer.", **options)
         self.held = Gauge("body_bytes", "Bytes of bodies that are held.", **options)
+        self.unsent = Gauge("answer_bytes", "Bytes of large answers that are being sent.", **options)
         self.ready = Gauge("ready", "1 once the warm-up inference matched its golden answer.", **options)
 
     def text(self) -> bytes:

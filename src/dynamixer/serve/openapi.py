@@ -9,7 +9,7 @@ from dynamixer.serve.settings import Settings
 ENCODINGS = ("float16", "float32", "lists")
 REFUSALS = {
     400: "The connection was closed too early, or the request is not HTTP.",
-    401: "A token is asked for and was not given.",
+    401: "A token is asked for, and none or another was given.",
     403: "The request comes from a page of another site.",
     404: "There is no such thing.",
     405: "The method is not one that the address takes.",

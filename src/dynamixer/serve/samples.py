@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dynamixer.data.decode import SUFFIXES, Limits
-from dynamixer.data.sources import EMBEDDED, open_data
+from dynamixer.data.decode import Limits
+from dynamixer.data.sources import EMBEDDED, files_in, open_data
 from dynamixer.errors import UserError
 from dynamixer.logs import log
 from dynamixer.serve.limits import open_picture
@@ -29,7 +29,8 @@ class Sample:
 
 
 def find_samples(folder: Path | None, limits: Limits, classes: tuple[str, ...]) -> list[Sample]:
-    """At most 64 pictures, the first 12 of which are for showing; both evenly from all folders within `folder`.
+    """At most 64 pictures, the first 12 of which are for showing; both evenly from all folders within `folder`
+    that are not hidden.
 
     Without a folder: clothes for a model that knows their classes, else the photographs that ship.
 
@@ -76,7 +77,7 @@ def _clothes() -> tuple[list[tuple[str, bytes]], tuple[str, ...]]:
 def _from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: --samples takes a folder of pictures.")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    files, _ = files_in(folder)
     groups: dict[Path, list[Path]] = {}
     for file in files:
         groups.setdefault(file.parent, []).append(file)

@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dynamixer.models.shipped import DEFAULT
 from dynamixer.serve.app import Service
 from dynamixer.serve.guard import Guard
 from dynamixer.serve.samples import find_samples
+from dynamixer.serve.sending import PIECE
 from dynamixer.serve.settings import Settings
 
 STOP_SECONDS = 25  # after SIGTERM, for what is being answered
@@ -83,6 +85,9 @@ def listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Without it the system takes megabytes for a slow client at once and then nothing for many seconds; not all have it.
+    with suppress(AttributeError, OSError):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, PIECE)
     try:
         listener.bind((settings.host, settings.port))
     except (socket.gaierror, OverflowError, UnicodeError):
@@ -104,6 +109,7 @@ class _Connection(H11Protocol):
     """One connection, refused with a sentence where there are too many."""
 
     most = 0
+    resumed = 0  # how often its client took what was written before
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A new one."""
@@ -117,6 +123,11 @@ class _Connection(H11Protocol):
         """What uvicorn calls on bytes that are not HTTP."""
         self.transport.write(_raw_refusal("400 Bad Request", "this is not HTTP, or its head is too long."))
         self.transport.close()
+
+    def resume_writing(self) -> None:
+        """More may be written."""
+        self.resumed += 1
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a request, unless the connection is being closed."""
@@ -162,11 +173,10 @@ class Server(uvicorn.Server):
         now, before, self._since = time.monotonic(), self._since, {}
         connections: list[Any] = list(self.server_state.connections)
         for connection in connections:
-            cycle = connection.cycle
-            waits_for_head = cycle is None or cycle.response_complete
-            if not (waits_for_head or connection.flow.write_paused):
-                continue
-            what = (cycle, waits_for_head)
+            cycle, unsent = connection.cycle, connection.transport.get_write_buffer_size()
+            if not unsent and cycle is not None and not cycle.response_complete:
+                continue  # its answer is being made, or its body is arriving, which has a time of its own
+            what = (cycle, unsent, connection.resumed)
             known, since = before.get(connection, (None, now))
             since = since if known == what else now
             if now - since > self.settings.body_seconds:

@@ -25,7 +25,8 @@ class Settings:
     """How a server is reached and what it accepts.
 
     `host` and `port` say where it listens; another host than a loopback one has to be asked for. Requests whose Host header is
-    neither `host` nor one of `hosts` are refused on a loopback address: a stranger's page could have its name point here.
+    neither `host` nor one of `hosts` are refused on a loopback address, where a stranger's page could have its name point here,
+    and on any other once `hosts` are given.
     """
 
     host: str = "127.0.0.1"
@@ -43,6 +44,7 @@ class Settings:
     drain_seconds: float = 1.0  # after SIGTERM, in which open connections may send another request
     connections: int = 800
     body_memory: int = 256 * 2**20  # of all bodies that are arriving
+    answer_memory: int = 256 * 2**20  # of all large answers that are being sent
 
     def __post_init__(self) -> None:
         """Refuse what cannot work.
@@ -50,7 +52,7 @@ class Settings:
         Raises:
             UserError: which value, and what it may be.
         """
-        for name in ("batch", "queue", "max_bytes", "max_pixels", "connections", "body_memory"):
+        for name in ("batch", "queue", "max_bytes", "max_pixels", "connections", "body_memory", "answer_memory"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} has to be 1 or more.")
         if not self.host:

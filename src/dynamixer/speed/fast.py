@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynamixer.errors import UserError, did_you_mean, first_line
+from dynamixer.errors import UserError, did_you_mean, first_line, install
 from dynamixer.export.formats import need
 from dynamixer.export.int8 import quantise
 from dynamixer.logs import log
@@ -245,7 +245,7 @@ class _Eager:
     suffix = ""
 
     def why_not(self, precision: str) -> str | None:
-        return "int8 needs openvino and nncf: pip install 'dynamixer[openvino]'." if precision == "int8" else None
+        return f"int8 needs openvino and nncf: {install('openvino')}" if precision == "int8" else None
 
     def version(self) -> str:
         return ""

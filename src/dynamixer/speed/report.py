@@ -112,7 +112,7 @@ def roofline(found: dict[str, Any], path: Path) -> None:
     check_picture_path(path)
     models = found["models"]
     with mpl.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(6.4 * len(models), 4.8), layout="constrained")
+        figure = Figure(figsize=(6.4 * len(models), 5.4), layout="constrained")
         for axis, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
             _draw(axis, model)
         about = found["about"]
@@ -152,5 +152,5 @@ def _draw(axis: Any, model: dict[str, Any]) -> None:
         ylabel="GFLOP/s",
         title=f"{model['model']}, batch {model['batch']}, {model['precision']}",
     )
-    axis.legend(loc="lower right", fontsize=8)
+    axis.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2, fontsize=8, frameon=False)
     axis.grid(alpha=0.2, which="both")

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from dynamixer.study.figures import Picture, matrices, series
-from dynamixer.study.measure import KINDS, PICTURES, SEGMENTS, SEVERITIES, SIZES, parts_of
+from dynamixer.study.measure import KINDS, PICTURES, SEGMENTS, SEVERITIES, SIZES
 from dynamixer.study.results import Line, Results
 from dynamixer.study.rows import DATASETS, MAIN, PEERS, ROWS, SCARCE, TABLES, config_of, runs
 from dynamixer.study.statistics import paired, spread
@@ -13,7 +13,6 @@ from dynamixer.study.words import NOT_RUN, common, in_order, interval_text, mark
 NATIVE = 32
 SHARES = (100, 30, 10)
 GROUPS = {"noise": KINDS[:4], "blur": KINDS[4:9], "weather": (*KINDS[9:13], "spatter"), "digital": KINDS[13:18]}
-FASTER = 2.4  # times as many pictures a second in evaluation as in training, roughly
 LEARNED = (("dynamic", "static"), ("dynamic_plain", "static_plain"), ("dynamic_plain", "dynamic"))
 BySeed = dict[int, float]
 
@@ -31,19 +30,6 @@ def block(results: Results) -> tuple[str, dict[str, Picture]]:
     return "\n\n".join(text for text, _ in parts), {
         name: picture for _, some in parts for name, picture in some.items()
     }
-
-
-def evaluation_hours() -> float:
-    """Of two cores, for all pictures that are read without training on them."""
-    pictures = 0.0
-    for run in runs():
-        held, test = (5_000, 10_000) if run.dataset == "cifar10" else (947, 3_925)
-        parts = parts_of(run, corrupted=True)
-        read: float = config_of(run, "").epochs * held + test
-        read += test * sum((size / NATIVE) ** 2 for size in SIZES) if "sizes" in parts else 0
-        read += 1_000 * len(KINDS) * len(SEVERITIES) if "corrupted" in parts else 0
-        pictures += read / DATASETS[run.dataset].rate
-    return pictures / FASTER / 2 / 3600
 
 
 def _part(heading: str, text: str) -> str:
@@ -87,6 +73,7 @@ def _by_epoch(results: Results, dataset: str, share: int, rows: Sequence[str]) -
     lines = [
         [
             f"{ROWS[a].label} less {ROWS[b].label}",
+            str(max(len(found[a].get(e, {}).keys() & found[b].get(e, {}).keys()) for e in shown)),
             *(interval_text(d) if (d := paired(found[a].get(e, {}), found[b].get(e, {}))) else NOT_RUN for e in shown),
         ]
         for a, b in pairs
@@ -96,8 +83,9 @@ def _by_epoch(results: Results, dataset: str, share: int, rows: Sequence[str]) -
         f"Held-out pictures by epoch,{less} {DATASETS[dataset].title}", "epoch", "top-1 (%)", _values(found)
     )
     text = (
-        "Top-1 of held-out pictures; differences in points, the learning rate falling to nothing at the last epoch.\n\n"
-        f"{markdown(['row', *(f'epoch {e:.0f}' for e in shown)], lines)}\n\n![{picture.caption}](images/{name})"
+        "Top-1 of held-out pictures; differences in points over the seeds that both rows have (one seed has no interval), the"
+        " learning rate falling to nothing at the last epoch.\n\n"
+        f"{markdown(['row', 'seeds', *(f'epoch {e:.0f}' for e in shown)], lines)}\n\n![{picture.caption}](images/{name})"
     )
     return _part(heading, text), {name: picture}
 

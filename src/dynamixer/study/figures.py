@@ -59,9 +59,9 @@ def comparison(title: str, bars: Sequence[Bar]) -> Picture:
 def series(title: str, x: str, y: str, values: Series) -> Picture:
     """Lines with the standard deviation over seeds."""
     data = {label: {place: tuple(v) for place, v in line.items()} for label, line in values.items()}
-    return Picture(
-        f"{title}: mean and standard deviation over seeds", f"{x} {y} {data}", lambda: _series(title, x, y, data)
-    )
+    several = any(len(seeds) > 1 for line in data.values() for seeds in line.values())
+    caption = f"{title}: {'mean and standard deviation over seeds' if several else 'one seed'}"
+    return Picture(caption, f"{x} {y} {data}", lambda: _series(title, x, y, data))
 
 
 def matrices(title: str, found: Mapping[str, Mapping[str, tuple[float, ...]]]) -> Picture:

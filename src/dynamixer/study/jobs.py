@@ -1,11 +1,14 @@
 """What is left to do of the study: its runs, where their pictures are, and what of them is still missing."""
 
 import csv
+import hashlib
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dynamixer.data.sources import open_data
 from dynamixer.errors import UserError
@@ -13,7 +16,7 @@ from dynamixer.study.measure import check_corrupted, parts_of
 from dynamixer.study.results import Results
 from dynamixer.study.rows import Run, config_of, protocol, runs
 from dynamixer.training.config import TrainConfig
-from dynamixer.training.setup import prepare_data
+from dynamixer.training.setup import digest_of, prepare_data
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ def place_of(folders: dict[str, str | None], work: Path, corrupted: Path | None)
         found = [root / name for name in ("test.parquet", "val.parquet") if (root / name).is_file()]
         test[dataset] = str(found[0]) if found else _spelled(data)
         split, _ = open_data(test[dataset]).for_evaluation()
-        if train[dataset] == test[dataset] and split != "test":  # what is called val would be held out
+        if (
+            not found and split != "test"
+        ):  # what is called val would be held out, and all pictures are the training ones
             train[dataset], test[dataset] = str(root / "train"), str(root / "val")
             if not (root / "train").is_dir() or not (root / "val").is_dir():
                 raise UserError(
@@ -118,6 +123,12 @@ def jobs_left(
         if run.dataset not in counted:
             data = prepare_data(replace(config, limit_train=None))
             results.check_data(run.dataset, data.fingerprint())
+            _, test = open_data(place.test[run.dataset]).for_evaluation()
+            results.check_data(f"{run.dataset}, test", digest_of((test, np.arange(len(test)))))
+            if run.dataset == "cifar10" and place.corrupted is not None:
+                about = place.corrupted / "about.json"  # of how they were made
+                made = hashlib.sha256(about.read_bytes() if about.is_file() else b"").hexdigest()
+                results.check_data("cifar10, corrupted", made)
             counted[run.dataset] = len(data.train_indices)
         epoch = min(config.limit_train or counted[run.dataset], counted[run.dataset])
         job = Job(run, config, parts, place.work / str(run), epoch, training="runs" in parts)

@@ -9,6 +9,7 @@ from dynamixer.errors import UserError
 from dynamixer.files import write_text
 from dynamixer.study import beyond
 from dynamixer.study.figures import Bar, Picture, comparison, write_pictures
+from dynamixer.study.plan import plan
 from dynamixer.study.results import Results
 from dynamixer.study.rows import (
     BASE,
@@ -22,7 +23,6 @@ from dynamixer.study.rows import (
     TABLES,
     Run,
     config_of,
-    pictures_of,
     protocol,
     runs,
 )
@@ -259,28 +259,6 @@ def ranking(results: Results) -> str:
     return f"Against networks of its size, {data}: {told}."
 
 
-def plan(results: Results) -> str:
-    """What all of it costs by the rates that were measured before, and what the training that was done took."""
-    counted, hours = pictures_of(runs()), 0.0
-    out: list[list[str]] = []
-    took_so_far = dict.fromkeys(counted, 0.0)
-    for line in results.lines["runs"]:
-        part = line["dataset"] if int(line["share"]) == 100 else f"{line['dataset']}, part"
-        took_so_far[part] += float(line["hours"]) / 2
-    for part, (count, seen, epochs) in counted.items():
-        dataset = DATASETS[part.partition(",")[0]]
-        took = seen / dataset.rate / 2 / 3600
-        hours += took
-        title = "the same with 30 % and 10 % of the pictures" if "," in part else dataset.title
-        lengths = ", ".join(map(str, sorted(epochs)))
-        out.append([title, str(count), lengths, f"{seen:,}", f"{took:.1f}", f"{took_so_far[part]:.1f}"])
-    head = ("what", "runs", "epochs", "training pictures seen", "hours", "training so far")
-    read = beyond.evaluation_hours()
-    out.append(["held-out, test, corrupted and rescaled pictures", "", "", "", f"{read:.1f}", ""])
-    out.append(["all", str(len(runs())), "", "", f"{hours + read:.1f}", f"{sum(took_so_far.values()):.1f}"])
-    return markdown(head, out)
-
-
 def blocks(results: Results) -> tuple[dict[str, str], dict[str, Picture]]:
     """The generated parts of the page by their marks, and the pictures that they show by file name."""
     done, all_of_it = share_of(results, runs())
@@ -307,6 +285,13 @@ def blocks(results: Results) -> tuple[dict[str, str], dict[str, Picture]]:
         text[str(number)] = "\n\n".join(part for part in parts if part)
     text[str(BEYOND)], more = beyond.block(results)
     return text, pictures | more
+
+
+def summary(results: Results) -> str:
+    """The tables of any results, of other pictures and other training too, and what they say, without pictures."""
+    text, _ = blocks(results)
+    del text["plan"]  # of the page's runs
+    return "\n\n".join(part for one in text.values() for part in one.split("\n\n") if not part.startswith("!["))
 
 
 def _drawn(number: int, dataset: str, lines: Sequence[Line]) -> Picture:

@@ -12,13 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dynamixer.errors import RunError, UserError
 from dynamixer.files import reason, write_text
 from dynamixer.lock import locked
 from dynamixer.logs import log
-from dynamixer.native import computes_in_bf16, processor_name
 from dynamixer.progress import Meter, progress
 from dynamixer.study.jobs import Job, Place, jobs_left, rows_of
 from dynamixer.study.results import COLUMNS, Line, Results
@@ -191,8 +188,7 @@ class Queue:
                 "epochs": len(epochs),
                 "val_top1": _short(epochs[-1].get("val_top1", "")),
                 "hours": round(seconds / 3600, 4),
-                "cpu": cpu_name(),
-                **{key: about[key] or "" for key in ("threads", "torch", "commit")},
+                **{key: _all_of(about, key) for key in ("cpu", "threads", "torch", "commit")},
             }
         self.results.add(job.run, found)
         shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
@@ -243,9 +239,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cpu_name() -> str:
-    """The processor, and whether it computes in bf16 itself, or else how it does in fp32."""
-    return f"{processor_name()} ({'bf16' if computes_in_bf16() else torch.backends.cpu.get_cpu_capability()})"
+def _all_of(about: dict[str, Any], key: str) -> str:
+    """What a run folder's environment.json says of a key, over all its processes."""
+    return " + ".join(dict.fromkeys(str(one.get(key) or "") for one in (*about.get("earlier", ()), about)))
 
 
 def _short(number: str) -> str:

@@ -63,8 +63,8 @@ class Results:
         other = [line for line in self.lines["runs"] if protocols.get(_run(line)) != line["protocol"]]
         if other:
             raise UserError(
-                f"{self.folder} holds {len(other)} results of another protocol, such as {_run(other[0])}: give another "
-                "--results, or remove them to run them anew."
+                f"{self.folder} holds {len(other)} results of another protocol, such as {_run(other[0])}: give the "
+                "KEY=VALUE words that they were made with, or another --results."
             )
 
     def has(self, run: Run, part: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from dynamixer.errors import UserError
 from dynamixer.training.config import TrainConfig
 from dynamixer.training.recipes import RECIPES
 
@@ -190,6 +191,9 @@ def config_of(run: Run, data: str, changes: dict[str, Any] | None = None) -> Tra
         UserError: an unknown key, or a value that cannot work.
     """
     row, dataset = ROWS[run.row], DATASETS[run.dataset]
+    for key in ("data", "seed", "track"):
+        if changes and key in changes:
+            raise UserError(f"{key} cannot be set for all runs: the study sets it for each.")
     config = RECIPES[dataset.recipe]().with_values(changes or {})
     config = config.with_values(
         {"data": data, "seed": run.seed, "track": "none", **row.changes, "model_args": row.model}

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from dynamixer.errors import UserError
+from dynamixer.errors import UserError, install
 
 CONFIDENCE = 0.95
 
@@ -57,7 +57,7 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference
     try:
         from scipy.stats import ttest_rel  # noqa: PLC0415 - an extra
     except ImportError:
-        raise UserError("the paired tests need scipy: pip install 'dynamixer[evidence]'.") from None
+        raise UserError(f"the paired tests need scipy: {install('evidence')}") from None
     found = ttest_rel([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
     interval = found.confidence_interval(CONFIDENCE)
     return Difference(mean, float(interval.low), float(interval.high), float(found.pvalue), len(seeds))

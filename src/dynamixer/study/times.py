@@ -14,10 +14,10 @@ from dynamixer.speed.bench import autocast_of
 from dynamixer.speed.clock import in_turn, ratio
 from dynamixer.speed.kernel import kernel_if_any
 from dynamixer.speed.step import TrainingStep
-from dynamixer.study.queue import cpu_name
 from dynamixer.study.results import Line
 from dynamixer.study.rows import BASE, DATASETS, MAIN, ROWS, Run, config_of
-from dynamixer.training.setup import build_network, environment
+from dynamixer.training.environment import environment
+from dynamixer.training.setup import build_network
 
 CLASSES = "0123456789"
 ROUNDS = 9
@@ -64,8 +64,7 @@ def step_times(dataset: str, *, threads: int, rounds: int = ROUNDS, batch: int |
                 "high": high,
                 "rounds": rounds,
                 "batch": batch,
-                "cpu": cpu_name(),
-                **{key: about[key] or "" for key in ("threads", "torch", "commit")},
+                **{key: about[key] or "" for key in ("cpu", "threads", "torch", "commit")},
             }
         )
     return lines

@@ -39,7 +39,9 @@ class TrainConfig:
     data: str = _key("fashion-mnist-mini", "folder, Parquet file, tar shards or data set name")
     model: str = _key("dynamixer_nano", "any model name of `dynamixer models` or of timm")
     model_args: dict[str, Any] = _key({}, "options of the model; on the command line model.softmax=false and so on")
-    weights: str | None = _key(None, "start from the weights of this run folder or checkpoint (recipe finetune)")
+    weights: str | None = _key(
+        None, "start from a run folder, checkpoint, or name whose weights ship (recipe finetune)"
+    )
     freeze: str | None = _key(None, "parameters that stay as they are: a pattern of names, such as *.generate.*")
     size: int | None = _key(None, "picture size in pixels (default: the model's own)")
     sizes: tuple[int, ...] = _key((), "train with mixed sizes, one drawn for each batch, such as [48,64,80,96]")
@@ -50,7 +52,7 @@ class TrainConfig:
     lr: float = _key(1e-3, "highest learning rate")
     min_lr: float = _key(1e-5, "learning rate at the end of the cosine")
     warmup_lr: float | None = _key(None, "learning rate that the warm-up starts from (default: lr / 100)")
-    warmup_epochs: float = _key(1.0, "epochs of linear warm-up")
+    warmup_epochs: float = _key(1.0, "epochs of linear warm-up; one and more count as none where there is one epoch")
     cooldown_epochs: int = _key(0, "epochs at min_lr, the last ones")
     layer_decay: float | None = _key(None, "factor of the learning rate from each layer to the one before it")
     weight_decay: float = _key(0.05, "weight decay of matrices and kernels")
@@ -60,6 +62,7 @@ class TrainConfig:
     mixup: float = _key(0.0, "alpha of mixup (mixed pictures), 0 for none")
     cutmix: float = _key(0.0, "alpha of CutMix (pasted rectangles), 0 for none")
     ema: float | None = _key(None, "decay of averaged weights, such as 0.9999; they are then evaluated and kept")
+    ema_warmup: bool = _key(False, "average over fewer steps at first: a decay of at most 1 - (1 + step)^(-2/3)")
     teacher: str | None = _key(None, "distil from this run folder, checkpoint or timm model with weights")
     distill: float = _key(0.5, "share of the teacher in the loss")
     temperature: float = _key(1.0, "of the teacher's and the student's softmax")
@@ -104,17 +107,36 @@ class TrainConfig:
                 raise UserError(f"model.{key} cannot be set: {instead}.")
         if any(size < 1 for size in self.sizes):
             raise UserError(f"sizes={list(self.sizes)} are picture sizes in pixels: above 0.")
-        warmup = self.warmup_epochs if self.epochs > 1 else 0
-        if warmup + self.cooldown_epochs >= self.epochs:
-            raise UserError(
-                f"warmup_epochs={self.warmup_epochs} and cooldown_epochs={self.cooldown_epochs} leave nothing of "
-                f"{self.epochs} epochs."
-            )
+        self._agreed()
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"batch_size={self.batch_size} cannot be cut into accumulate={self.accumulate} equal parts."
             )
         self.augmentation()
+
+    def _agreed(self) -> None:
+        """Refuse keys that leave others nothing to do."""
+        for key in ("min_lr", "warmup_lr"):
+            if (value := getattr(self, key)) is not None and value > self.lr:
+                raise UserError(
+                    f"{key}={value} is above lr={self.lr}, the highest learning rate: give a lower {key} too."
+                )
+        if self.color_jitter and self.auto_augment:
+            raise UserError(
+                "color_jitter beside auto_augment has no effect: a policy has colours of its own. Give one of them."
+            )
+        if self.teacher is None and (self.distill, self.temperature) != (0.5, 1.0):
+            raise UserError("distill and temperature are of no use without a teacher.")
+        if self.warmup + self.cooldown_epochs >= self.epochs:
+            raise UserError(
+                f"warmup_epochs={self.warmup_epochs} and cooldown_epochs={self.cooldown_epochs} leave nothing of "
+                f"{self.epochs} epochs."
+            )
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of warm-up as they are used: a single epoch has none, but for a part of it."""
+        return self.warmup_epochs if self.epochs > 1 or self.warmup_epochs < 1 else 0.0
 
     def augmentation(self) -> Augmentation:
         """What training does to a picture."""

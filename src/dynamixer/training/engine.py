@@ -25,6 +25,7 @@ from dynamixer.device import resolve_device
 from dynamixer.errors import RunError, UserError
 from dynamixer.evaluate import Metrics, Tally, tally
 from dynamixer.logs import log
+from dynamixer.models.checkpoint import check_sizes
 from dynamixer.progress import Meter, progress
 from dynamixer.training import optimizer_state
 from dynamixer.training.checkpoint import Checkpoints, state_of
@@ -39,7 +40,6 @@ from dynamixer.training.setup import (
     build_network,
     check_classes,
     check_folder,
-    check_sizes,
     prepare_data,
 )
 from dynamixer.training.state import Result, State
@@ -81,7 +81,8 @@ def train(config: TrainConfig, out: str | Path, *, resume: str = "auto") -> Resu
         torch.manual_seed(config.seed)
         network = build_network(config, data.train.classes)
         network.model.to(members.device, dtype_of(config))
-        check_sizes(network, config, members.device)
+        sizes = {*network.sizes, network.preprocessing.size}
+        check_sizes(network.model.eval(), network.name, sizes)  # before anything is written
         engine = _Run(config, run, members, data, network, stopping)
         try:
             return engine.go()

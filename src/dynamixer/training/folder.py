@@ -19,8 +19,9 @@ from dynamixer.logs import log
 from dynamixer.models.checkpoint import save_checkpoint
 from dynamixer.progress import Meter
 from dynamixer.training.config import TrainConfig
+from dynamixer.training.environment import environment
 from dynamixer.training.report import write_report
-from dynamixer.training.setup import Data, Network, environment
+from dynamixer.training.setup import Data, Network, check_folder
 from dynamixer.training.world import World
 
 if TYPE_CHECKING:
@@ -81,21 +82,42 @@ class RunFolder:
             self.run.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{self.run} could not be made: {reason(error)}.") from None
+        new = self.held is None
         self._hold()
+        if new and (self.run / "config.yaml").exists():
+            raise UserError(
+                f"another process has begun a run in {self.run} meanwhile: give another --out, or go on with that one."
+            )
         write_text(self.run / "config.yaml", self.config.to_yaml())
-        about = json.dumps(environment(self.world.device, self.world.size), indent=2)
-        write_text(self.run / "environment.json", about + "\n")
+        write_text(self.run / "environment.json", json.dumps(self._environment(), indent=2) + "\n")
         self.begun = True
+
+    def _environment(self) -> dict[str, Any]:
+        """What this process computes by, and under `earlier` what those before it did where that was something else."""
+        now = environment(self.world.device, self.world.size)
+        try:
+            before = json.loads((self.run / "environment.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return now
+        if not isinstance(before, dict):
+            return now
+        earlier = before.pop("earlier", [])
+        if before.get("processes") != now["processes"] and (
+            self.config.mixup or self.config.cutmix or self.config.drop_path
+        ):
+            log("the number of processes is another than before: mixup, CutMix and drop path draw others from here on")
+        return now | {"earlier": [*earlier, *([before] if before != now else [])]}
 
     def take_up(self) -> None:
         """Take up the times of the run's earlier part, and clear away what a kill left half-written.
 
         Raises:
-            UserError: another process trains in this folder.
+            UserError: another process trains in this folder, or has made another run of it while it was waited for.
         """
         if not self.run.exists():
             return
         self._hold()
+        check_folder(self.run, self.config, "auto")
         for path in self.run.glob(".*"):
             if is_leftover(path):
                 path.unlink()

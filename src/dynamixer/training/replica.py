@@ -38,7 +38,7 @@ class Replica:
         _speed_up(config, self.model, members)
         self.ema = None
         if config.ema is not None:
-            self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=True, foreach=not self.sharded)
+            self.ema = ModelEmaV3(self.model, decay=config.ema, use_warmup=config.ema_warmup, foreach=not self.sharded)
         self.whole = copy.deepcopy(self.model).eval() if self.sharded else None  # to evaluate with
         if self.sharded:
             for module in self._modules().values():

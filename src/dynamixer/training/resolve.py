@@ -61,7 +61,11 @@ def _from_file(file: Path) -> dict[str, Any]:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"there is no file {file} to read the configuration from.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (
+        OSError,
+        ValueError,
+        yaml.YAMLError,
+    ) as error:  # a ValueError for text that is not UTF-8 or a date that is none
         raise UserError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{file} is not a configuration: `key: value` lines are expected.")

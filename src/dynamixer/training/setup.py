@@ -4,8 +4,6 @@ import hashlib
 import inspect
 import json
 import os
-import platform
-import subprocess
 import tempfile
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -14,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
-import dynamixer
 from dynamixer.data.loading import (
     Batch,
     EpochKeys,
@@ -54,13 +50,20 @@ class Data:
 
     def fingerprint(self) -> str:
         """A digest of classes, labels, the pictures' names and who is held out: what a resumed run has to find again."""
-        digest = hashlib.sha256(json.dumps(self.train.classes).encode())
-        for source, indices in ((self.train, self.train_indices), (self.val, self.val_indices)):
-            if source is not None and indices is not None:
-                some = np.linspace(0, len(source) - 1, min(len(source), 10_000)).astype(int)
-                digest.update("\n".join(Path(source.title(int(i))).name for i in some).encode())
-                digest.update(source.labels.tobytes() + np.asarray(indices, np.int64).tobytes())
-        return digest.hexdigest()
+        return digest_of((self.train, self.train_indices), (self.val, self.val_indices))
+
+
+def digest_of(*parts: tuple[Source | None, np.ndarray | None]) -> str:
+    """Of classes, labels, names and which pictures of each source are meant; the first source has the classes."""
+    first = parts[0][0]
+    assert first is not None, "there are pictures"
+    digest = hashlib.sha256(json.dumps(first.classes).encode())
+    for source, indices in parts:
+        if source is not None and indices is not None:
+            some = np.linspace(0, len(source) - 1, min(len(source), 10_000)).astype(int)
+            digest.update("\n".join(Path(source.title(int(i))).name for i in some).encode())
+            digest.update(source.labels.tobytes() + np.asarray(indices, np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def prepare_data(config: TrainConfig) -> Data:
@@ -203,22 +206,6 @@ def check_classes(classes: Sequence[str]) -> None:
         )
 
 
-def check_sizes(network: Network, config: TrainConfig, device: torch.device) -> None:
-    """Run one black picture of each size through the model, before anything is written.
-
-    Raises:
-        UserError: the model does not take such pictures.
-    """
-    network.model.eval()
-    dtype = next(network.model.parameters()).dtype
-    for size in {*network.sizes, network.preprocessing.size}:
-        try:
-            with torch.no_grad():
-                network.model(torch.zeros(1, 3, *size, device=device, dtype=dtype))
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise UserError(f"{network.name} does not take pictures of {size[0]}x{size[1]}: {error}") from None
-
-
 class Course:
     """The order of a run: how many steps an epoch has, which pictures each takes, at which learning rate."""
 
@@ -276,7 +263,7 @@ class Course:
             sched="cosine",
             num_epochs=c.epochs - c.cooldown_epochs,
             cooldown_epochs=c.cooldown_epochs,
-            warmup_epochs=c.warmup_epochs if c.epochs > 1 else 0,
+            warmup_epochs=c.warmup,
             warmup_lr=c.lr / 100 if c.warmup_lr is None else c.warmup_lr,
             min_lr=c.min_lr,
             step_on_epochs=False,
@@ -293,7 +280,11 @@ def saved_config(run: Path) -> TrainConfig | None:
         values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (
+        OSError,
+        ValueError,
+        yaml.YAMLError,
+    ) as error:  # a ValueError for text that is not UTF-8 or a date that is none
         raise UserError(f"{run}/config.yaml cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
         raise UserError(f"{run}/config.yaml is not a configuration: keys with values are expected.")
@@ -323,26 +314,3 @@ def check_folder(run: Path, config: TrainConfig, resume: str) -> None:
         raise UserError(f"{run} holds a run, and --resume never forbids to go on with it: give another --out.")
     if differing := config.differences(before):
         raise UserError(f"{run} holds a run of another configuration: {', '.join(differing)}. Give another --out.")
-
-
-def environment(device: torch.device, processes: int) -> dict[str, Any]:
-    """Versions, machine and the commit of the code, as environment.json of a run folder holds them."""
-    commit = None
-    for words in (["ls-files", "--error-unmatch", __file__], ["rev-parse", "HEAD"]):
-        git = ["git", "-C", str(Path(__file__).parent), *words]
-        try:
-            commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-        except (OSError, subprocess.SubprocessError):
-            commit = None  # installed from a wheel, perhaps inside somebody else's repository
-            break
-    return {
-        "dynamixer": dynamixer.__version__,
-        "commit": commit,
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "processes": processes,
-    }

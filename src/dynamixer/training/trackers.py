@@ -10,7 +10,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
-from dynamixer.errors import UserError, did_you_mean
+from dynamixer.errors import UserError, did_you_mean, install
 from dynamixer.logs import log
 
 PROJECT = "dynamixer"
@@ -156,7 +156,7 @@ def check_trackers(names: str) -> list[str]:
             known = [*EXTRAS, "auto", "none"] if len(words) == 1 else EXTRAS
             raise UserError(f"unknown tracker {word!r}: {did_you_mean(word, known)}")
         if not _installed(word):
-            raise UserError(f"{word} is not installed: pip install 'dynamixer[{EXTRAS[word]}]'")
+            raise UserError(f"{word} is not installed: {install(EXTRAS[word])}")
     return words
 
 

@@ -4,8 +4,11 @@ let token = sessionStorage.getItem("token");
 
 export function useToken(value) {
   token = value;
-  sessionStorage.setItem("token", value);
+  if (value) sessionStorage.setItem("token", value);
+  else sessionStorage.removeItem("token");
 }
+
+export const hasToken = () => Boolean(token);
 
 export class Refusal extends Error {
   constructor(status, sentence) {
@@ -14,8 +17,17 @@ export class Refusal extends Error {
   }
 }
 
+function headersWith(given) {
+  try {
+    return new Headers({ ...given, ...(token ? { Authorization: `Bearer ${token}` } : {}) });
+  } catch {
+    useToken(null);
+    throw new Refusal(401, "This token has letters that cannot be sent, so it is not the server’s.");
+  }
+}
+
 async function ask(path, options = {}) {
-  const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
+  const headers = headersWith(options.headers);
   let response;
   try {
     response = await fetch(path, { ...options, headers });
@@ -24,14 +36,17 @@ async function ask(path, options = {}) {
     throw new Refusal(0, "The server did not answer: it has stopped, or closed the connection.");
   }
   if (!response.ok) {
-    const { error } = await response.json().catch(() => ({ error: response.statusText }));
-    throw new Refusal(response.status, error.charAt(0).toUpperCase() + error.slice(1));
+    const said = await response.json().catch(() => null); // a proxy's answer may be a page, or JSON of its own
+    let sentence = `The server answered ${response.status}.`;
+    if (said?.error && typeof said.error === "string") sentence = said.error.charAt(0).toUpperCase() + said.error.slice(1);
+    if (response.status === 401 && !headers.has("Authorization")) sentence = ""; // the form says it
+    throw new Refusal(response.status, sentence);
   }
   return response;
 }
 
 export const getJson = async (path) => (await ask(path)).json();
-export const getBlob = async (path) => (await ask(path)).blob();
+export const getBlob = async (path, signal) => (await ask(path, { signal })).blob();
 
 export async function postPicture(path, blob, signal) {
   const headers = { "Content-Type": "application/octet-stream" };

@@ -1,6 +1,6 @@
 // The page: what is chosen, and who has to be drawn again when it changes.
 
-import { getJson, patiently, useToken } from "./api.js";
+import { getJson, hasToken, patiently, useToken } from "./api.js";
 import { readColours } from "./draw.js";
 import { decodeBlocks } from "./mixing.js";
 import { Panel } from "./panel.js";
@@ -35,8 +35,11 @@ const app = {
     this.show(this.view.block + by);
   },
 
-  askForToken() {
+  askForToken(sentence) {
     get("token").hidden = false;
+    get("token-error").textContent = sentence;
+    get("token-error").hidden = !sentence;
+    get("description").hidden = true; // a link is followed without the token
     get("token-value").focus();
   },
 
@@ -169,15 +172,16 @@ async function start() {
     const { samples, averaged } = await getJson("v1/samples");
     Object.assign(app, { samples, averaged });
   } catch (error) {
-    if (error.status === 401) app.askForToken();
+    get("about").textContent = "";
+    if (error.status === 401) app.askForToken(error.message);
     else {
       get("failure").textContent = error.message;
       get("failure").hidden = false;
-      get("about").textContent = "";
     }
     return;
   }
   describe(app.model);
+  get("description").hidden = hasToken();
   get("controls").hidden = !app.model.mixing;
   get("block").max = Math.max(0, app.model.blocks.length - 1);
   const first = new Panel(app, "Picture");
@@ -194,7 +198,8 @@ async function addAverage() {
     app.average = decodeBlocks(await patiently(() => getJson("v1/average")));
     for (const radio of get("show").querySelectorAll("input")) radio.disabled = false;
   } catch (error) {
-    get("show").title = error.message;
+    if (error.status === 401) app.askForToken(error.message);
+    else get("show").title = error.message;
   }
   app.changed();
 }
@@ -202,7 +207,6 @@ async function addAverage() {
 get("token").addEventListener("submit", (event) => {
   event.preventDefault();
   useToken(get("token-value").value);
-  get("token").hidden = true;
-  start();
+  location.reload(); // with the token, in a page that has nothing left of the one before
 });
 start();

@@ -108,25 +108,25 @@ export class Panel {
       .forEach((button, i) => button.setAttribute("aria-pressed", String(i === number)));
   }
 
-  async useSample(number) {
-    try {
-      await this.use(await getBlob(`v1/samples/${number}`), number);
-    } catch (error) {
-      this.fail(error.message);
-    }
+  useSample(number) {
+    this.take((signal) => getBlob(`v1/samples/${number}`, signal), number);
   }
 
-  async use(blob, number = -1) {
+  use(file) {
     const most = this.app.model.limits.max_bytes;
-    if (blob.size > most) {
-      this.fail(`The file has ${blob.size.toLocaleString("en")} bytes; at most ${most.toLocaleString("en")} are accepted.`);
-      return;
-    }
+    if (file.size > most) {
+      this.fail(`The file has ${file.size.toLocaleString("en")} bytes; at most ${most.toLocaleString("en")} are accepted.`);
+    } else this.take(() => file);
+  }
+
+  // Show the picture that `bring` brings, unless another is asked for meanwhile.
+  async take(bring, number = -1) {
     this.asked?.abort();
     const asked = new AbortController();
     this.asked = asked;
     this.root.setAttribute("aria-busy", "true");
     try {
+      const blob = await bring(asked.signal);
       const mixes = Boolean(this.app.model.mixing);
       const answer = await postPicture(mixes ? "v1/mixing?view=true" : "v1/predict", blob, asked.signal);
       const image = mixes ? await load(answer.view) : await load(URL.createObjectURL(blob)).catch(() => null);
@@ -138,16 +138,16 @@ export class Panel {
       this.showTop(answer.top);
       this.app.changed();
     } catch (error) {
-      if (error.name !== "AbortError") this.fail(error.message, error.status);
+      if (this.asked === asked) this.fail(error.message, error.status);
     } finally {
       if (this.asked === asked) this.root.removeAttribute("aria-busy");
     }
   }
 
   fail(sentence, status) {
-    if (status === 401) this.app.askForToken();
+    if (status === 401) this.app.askForToken(sentence);
     const line = this.find(".error");
-    line.hidden = !sentence;
+    line.hidden = !sentence || status === 401;
     line.textContent = sentence ?? "";
   }
 
