@@ -1,5 +1,6 @@
 """Many pictures: the rows are right, and no kill loses, repeats or changes one."""
 
+import errno
 import fcntl
 import io
 import json
@@ -11,6 +12,7 @@ import signal
 import tarfile
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +23,7 @@ from PIL import Image
 
 import dynamixer
 import many_kills
-from dynamixer import UserError, predict_many
+from dynamixer import RunError, UserError, predict_many
 from dynamixer.data import Preprocessing
 from dynamixer.many import parts as parts_module
 from dynamixer.many import run as run_module
@@ -415,3 +417,34 @@ def test_ray_on_two_nodes_leaves_the_same_bytes(folder, model, tmp_path, undistu
         ray.shutdown()
         cluster.shutdown()
         torch.set_num_threads(before)
+
+
+def test_pictures_that_change_meanwhile_are_no_bad_pictures(folder, model, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "in")
+    first = sorted((tmp_path / "in").rglob("*.png"))[0]
+    write = parts_module.Parts.write
+    monkeypatch.setattr(parts_module.Parts, "write", lambda self, *a: (first.write_bytes(b"other"), write(self, *a)))
+    with pytest.raises(RunError, match="were changed while they were read"):
+        run(tmp_path / "in", model, tmp_path / "p.parquet")
+    assert not (tmp_path / "p.parquet").exists()
+
+
+def test_a_failure_of_the_machine_is_no_bad_picture(folder, model, tmp_path, monkeypatch):
+    def exhausted(self):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    out = tmp_path / "p.parquet"
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "read_bytes", exhausted)
+        with pytest.raises(RunError, match="Too many open files; start again"):
+            run(folder, model, out)
+    assert run(folder, model, out).bad == len(BAD)
+
+
+def test_a_node_without_the_pictures_says_so(folder, model, tmp_path):
+    from dynamixer.many.on_ray import Worker, some  # noqa: PLC0415
+
+    files = sorted(folder.rglob("*.png"))
+    assert some([*files, folder / "gone"]) == files
+    with pytest.raises(UserError, match="is not on this node"):
+        Worker(None, [*files, folder / "gone"], str(model), None, "cpu", 1)

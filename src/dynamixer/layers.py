@@ -268,9 +268,13 @@ class MixerLayer(nn.Module):
                 type(p) not in (nn.Parameter, NoneType) for p in part._parameters.values()
             ):
                 return "a part of it was replaced"
-            if part._forward_hooks or part._forward_pre_hooks:
+            if _is_hooked(part):
                 return "a part of it has a hook"
         return why_not_layer(x)
+
+
+def _is_hooked(part: nn.Module) -> bool:
+    return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
 
 
 _PARTS = {nn.Linear, nn.LayerNorm, nn.Identity, nn.GELU, nn.Dropout, Mlp, DropPath, AxisMixer, DynaMixerBlock}
@@ -311,6 +315,7 @@ class PatchConv(nn.Module):
         if not all(same_length(some, 0) for some in padding):  # padding by nothing copies
             x = F.pad(x, padding)
         wide = self.fused and x.device.type == "cpu" and kind_of(x) == torch.bfloat16 and not computes_in_bf16()
+        wide = wide and type(self.proj) is nn.Conv2d and not _is_hooked(self.proj)
         return (self._widened(x) if wide else self.proj(x)).permute(0, 2, 3, 1)
 
     def _widened(self, x: Tensor) -> Tensor:

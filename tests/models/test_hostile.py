@@ -199,6 +199,9 @@ BEST = {  # a run folder's best.safetensors
     "NaN": lambda: with_weights(lambda w: set_value(w, "head.bias", float("nan"))),
     "infinity": lambda: with_weights(lambda w: set_value(w, "stages.0.blocks.0.mixer.row.generate.weight", float("inf"))),
     "NaN in fp16": lambda: with_weights(lambda w: w.update({"head.bias": torch.tensor([0, float("nan")]).half()})),
+    "a model of timm's for which no memory is enough": lambda: file(
+        model="vit_tiny_patch16_224", model_args={"num_classes": 2, "embed_dim": 2**15, "depth": 32, "num_heads": 8}
+    ),
     "nested description": lambda: file(text="[" * 100_000),
     "number of 10,000 digits": lambda: file(text="1" * 10_000),
     "class of Python as model": lambda: file(model="os.system"),

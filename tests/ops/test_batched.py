@@ -1,6 +1,7 @@
 """The batched operation against the reference: values and every gradient, with matrices far from uniform."""
 
 import itertools
+import threading
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynamixer.layers import AxisMixer, Mixing
-from dynamixer.ops import StaticWeights, batched_mixing, mixing_matrices, reference_mixing
+from dynamixer.ops import StaticWeights, batched_mixing, mixing_matrices, opaque, reference_mixing
 from dynamixer.ops.opaque import opaque_matrices
 from dynamixer.ops.resample import interpolation
 from helpers import error, relative_entropy, sharpen
@@ -238,3 +239,14 @@ def test_the_operation_compiles_into_few_kernels_and_one_graph():
         counts.append(metrics.generated_kernel_count)
     assert 0 < counts[0] <= 8
     assert counts[1] <= 18
+
+
+def test_the_opaque_operator_goes_back_on_the_thread_that_asks(monkeypatch):
+    """On a GPU another thread would wait for the one that waits for it; a CPU alone would not show that."""
+    module, x = mixer(), torch.randn(3, 9, C, requires_grad=True)
+    y = opaque_matrices(x, module.weights(), S, L, True, False)
+    plain, threads = opaque._plain, []
+    monkeypatch.setattr(opaque, "_plain", lambda *a: threads.append(threading.get_ident()) or plain(*a))
+    w = module.weights()
+    torch.ops.dynamixer.mixing_matrices_backward(torch.ones_like(y), x, [*w[:4]], "dynamic", S, L, True, False)
+    assert threads == [threading.get_ident()]

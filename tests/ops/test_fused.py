@@ -3,6 +3,8 @@
 import itertools
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -34,7 +36,7 @@ def results(way, module, x, axis):
     module.zero_grad()
     given = x.clone().requires_grad_()
     y = way(module, given, axis)
-    y.backward(torch.rand(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype))
+    y.backward(torch.rand(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32).to(y.dtype))
     return {"y": y.detach(), "x": given.grad, **{name: p.grad.clone() for name, p in module.named_parameters()}}
 
 
@@ -245,3 +247,43 @@ def test_models_without_such_blocks_are_refused():
     for model in (torch.nn.Linear(2, 2), AxisMixer(8, 4, 2, 2, Mixing(generator="dense"))):
         with pytest.raises(UserError, match="this model has none"):
             use_kernel(model)
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_torchs_default_type_changes_nothing(default):
+    module, x = mixer(Mixing(static=True), 8, 32, 4, 2), torch.randn(2, 8, 8, 32)
+    expected = results(kernels, module, x, -2)
+    torch.set_default_dtype(default)
+    try:
+        got = results(lambda *a: kernels(*a).float(), module, x, -2)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for key, value in expected.items():
+        assert error(got[key], value) < 1e-6, key
+
+
+def test_second_derivatives_are_refused_and_not_left_out():
+    module, x = mixer(Mixing(), 8, 32, 4, 2), torch.randn(2, 8, 8, 32, requires_grad=True)
+    (gradient,) = torch.autograd.grad(kernels(module, x, -2).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_a_library_that_cannot_be_loaded_is_built_again(tmp_path, monkeypatch):
+    good, torn = kernel._built(), tmp_path / "torn.so"
+    torn.write_bytes(bytes(5000))  # as a file system leaves what was not written when the power failed
+    found = iter([torn, good])
+    monkeypatch.setattr(kernel, "_built", lambda: next(found))
+    assert kernel.load_kernel.__wrapped__() is None
+    assert not torn.exists()
+
+
+def test_a_model_computes_where_the_kernel_is_not_loaded(tmp_path):
+    module, x = mixer(Mixing(), 8, 32, 4, 2), torch.randn(2, 8, 8, 32)
+    torch.save((module, x, module(x, axis=-2).detach()), tmp_path / "m.pt")
+    code = (
+        "import sys, torch; m, x, y = torch.load(sys.argv[1], weights_only=False); "
+        "assert m.fused; assert (m(x, axis=-2) - y).abs().max() < 1e-4"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "m.pt"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

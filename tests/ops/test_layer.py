@@ -70,7 +70,7 @@ def results(way, one, x, autocast=False):
     given = (x.bfloat16() if autocast else x.clone()).requires_grad_()  # as the stem hands tokens on
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         y = way(one, given)
-    y.backward(torch.rand(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype))
+    y.backward(torch.rand(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32).to(y.dtype))
     return {"y": y.detach(), "x": given.grad, **{name: p.grad.clone() for name, p in one.named_parameters()}}
 
 
@@ -230,3 +230,35 @@ def test_without_gradients_nothing_is_made_for_them(monkeypatch):
     with torch.no_grad():
         assert torch.equal(one(x), expected)
     assert asked == [False]
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_torchs_default_type_changes_nothing(default):
+    one, x = layer(Mixing(), SHAPES[0]), tokens(SHAPES[0])
+    expected = results(kernels, one, x)
+    torch.set_default_dtype(default)
+    try:
+        got = results(kernels, one, x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for key, value in expected.items():
+        assert error(got[key], value) < 1e-6, key
+
+
+def test_weights_in_another_order_of_memory_are_the_same_weights():
+    one, x = layer(Mixing(), SHAPES[0]), tokens(SHAPES[0])
+    expected = results(kernels, one, x)
+    turned = {k: v.T.contiguous().T if v.dim() == 2 else v for k, v in one.state_dict().items()}
+    one.load_state_dict(turned, assign=True)
+    assert not one.mixer.project.weight.is_contiguous()
+    got = results(kernels, one.requires_grad_(), x)
+    for key, value in expected.items():
+        assert error(got[key], value) < 1e-6, key
+
+
+def test_a_hook_of_a_part_is_called():
+    one, x, seen = layer(Mixing(), SHAPES[0]), tokens(SHAPES[0]), []
+    for part in (one.mixer, one.mlp.fc1):
+        part.register_full_backward_hook(lambda *_: seen.append(1))
+    results(lambda one, x: one(x), one, x)
+    assert len(seen) == 2

@@ -250,3 +250,11 @@ def test_torchs_compiler_gives_the_models_answers_and_starts_from_the_cache(mode
     with torch.no_grad():
         assert error(fast(pictures), model(pictures)) < 1e-4
     assert optimize(model, pictures, way="aoti", precision="fp32").cached
+
+
+def test_a_way_that_fails_leaves_the_weights_as_they_are(model, pictures, tmp_path, monkeypatch):
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    monkeypatch.setattr(torch.export, "export", lambda *_: 1 / 0)
+    with pytest.raises(UserError, match="could not compile"):
+        module._Aoti().make(model, pictures, "bf16", None, tmp_path / "x.pt2")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -470,3 +470,10 @@ def test_two_hosts_meet_by_torchruns_rendezvous(tmp_path):
     assert log.returncode == 0, log.stderr[-3000:]
     assert json.loads((tmp_path / "run/environment.json").read_text())["processes"] == 2
     assert (tmp_path / "run/last.safetensors").is_file()
+
+
+def test_of_many_checkpoints_of_one_step_the_last_is_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, World(torch.device("cpu")), sharded=False)
+    for number in range(12):
+        checkpoints.save(7, {"model.a": torch.full((1,), float(number))}, {"state": {"step": 7}})
+    assert [path.name for path in checkpoints.steps()] == ["step-00000007.11", "step-00000007.10"]

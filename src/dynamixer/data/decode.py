@@ -1,5 +1,6 @@
 """One decoder for training, evaluation, prediction and serving: bytes or a file -> an upright 8-bit RGB picture."""
 
+import errno
 import io
 import warnings
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from dynamixer.errors import UserError
+from dynamixer.errors import RunError, UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # beyond them Pillow refuses
@@ -104,6 +105,12 @@ def check_bytes(size: int, name: str, limits: Limits = DEFAULT_LIMITS) -> None:
         raise BadImage(f"{name} has {size:,} bytes; at most {limits.file_bytes:,} are accepted.", "absurd-size")
 
 
+def raise_for_machine(error: Exception) -> None:
+    """Raise a RunError if a file could not be read for a reason that is not its own and may be over the next time."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE):
+        raise RunError(f"pictures cannot be read: {error.strerror}; start again.") from None
+
+
 def read_file(path: Path, *, name: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
     """The bytes of a file, `name` in an error.
 
@@ -121,6 +128,7 @@ def read_file(path: Path, *, name: str, limits: Limits = DEFAULT_LIMITS) -> byte
     except FileNotFoundError:
         raise BadImage(f"{name} does not exist.") from None
     except (OSError, ValueError) as error:  # a ValueError for a zero byte in the name
+        raise_for_machine(error)
         raise BadImage(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
 

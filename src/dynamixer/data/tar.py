@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 
 from dynamixer.data.base import Pictures, Source, numbered_classes
-from dynamixer.data.decode import SUFFIXES, BadImage, check_bytes
+from dynamixer.data.decode import SUFFIXES, BadImage, check_bytes, raise_for_machine
 from dynamixer.errors import UserError
 from dynamixer.logs import log
 
@@ -65,6 +65,7 @@ class TarPictures(Pictures):
         try:
             found = _opened(path, stamp).read(offset, size)
         except OSError as error:
+            raise_for_machine(error)
             raise BadImage(f"{self.title(index)} cannot be read: {error.strerror or error}.") from None
         if len(found) < size:
             raise BadImage(f"{self.title(index)} is cut short: {path} has become shorter.")

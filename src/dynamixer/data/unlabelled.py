@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynamixer.data.base import Pictures
-from dynamixer.data.decode import SUFFIXES, BadImage, check_bytes, read_file
+from dynamixer.data.decode import SUFFIXES, BadImage, check_bytes, raise_for_machine, read_file
 from dynamixer.data.sources import files_in, image_columns, named
 from dynamixer.data.tar import COMPRESSED_ENDINGS, TarPictures, every_picture
 from dynamixer.errors import UserError
@@ -73,7 +73,10 @@ class ParquetRows(Pictures):
         group = int(np.searchsorted(self.ends, index, side="right")) - 1
         try:
             value = _row_group(self.path, group, self.column)[index - int(self.ends[group])]
+        except MemoryError:  # Arrow's is an ArrowException too
+            raise
         except (pa.ArrowException, OSError) as error:
+            raise_for_machine(error)
             raise BadImage(f"{self.title(index)} cannot be read: {str(error).splitlines()[0]}") from None
         encoded: bytes | None = (value["bytes"] if isinstance(value, pa.StructScalar) else value).as_py()
         if encoded is None:
@@ -117,8 +120,19 @@ class Joined(Pictures):
         return self.lots[lot], index - int(self.ends[lot])
 
 
-def open_pictures(paths: Iterable[str | Path], *, out: Path | None = None) -> tuple[Pictures, str]:
-    """All pictures that paths mean, each once, in an order that depends on the names alone; and a hash of the input.
+def digest_of(files: Iterable[Path]) -> str:
+    """A hash of files' names, sizes and times of change."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(os.fsencode(file) + b"\0")
+        with contextlib.suppress(OSError):  # a link that leads nowhere is a bad picture, found where it is read
+            state = file.stat()
+            digest.update(f"{state.st_size} {state.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def open_pictures(paths: Iterable[str | Path], *, out: Path | None = None) -> tuple[Pictures, list[Path]]:
+    """All pictures that paths mean, each once, in an order that depends on the names alone; and the files.
 
     Args:
         paths: pictures, Parquet files, tar files, patterns such as "shards/*.tar", and folders. Of a folder all pictures in
@@ -126,7 +140,7 @@ def open_pictures(paths: Iterable[str | Path], *, out: Path | None = None) -> tu
         out: what is written of them, which is left out with its parts where it lies among them.
 
     Returns:
-        The pictures, files sorted by the bytes of their paths; and a hash of the files' names, sizes and times of change.
+        The pictures, files sorted by the bytes of their paths; and those files.
 
     Raises:
         UserError: nothing is there, or a file is none of these.
@@ -134,12 +148,6 @@ def open_pictures(paths: Iterable[str | Path], *, out: Path | None = None) -> tu
     files = sorted({file for path in named(paths) for file in _files(path) if not _is_of(file, out)}, key=os.fsencode)
     if not files:
         raise UserError("no pictures were given: name files, folders or patterns.")
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(os.fsencode(file) + b"\0")
-        with contextlib.suppress(OSError):  # a link that leads nowhere is a bad picture, found where it is read
-            state = file.stat()
-            digest.update(f"{state.st_size} {state.st_mtime_ns}\0".encode())
     lots: list[Pictures] = []
     for kind, group in groupby(files, key=_kind):
         if kind == "pictures":
@@ -151,7 +159,7 @@ def open_pictures(paths: Iterable[str | Path], *, out: Path | None = None) -> tu
     pictures = Joined(lots)
     if not len(pictures):
         raise UserError(f"{files[0]}{' and the others have' if len(files) > 1 else ' has'} no pictures.")
-    return pictures, digest.hexdigest()
+    return pictures, files
 
 
 def _is_of(file: Path, out: Path | None) -> bool:

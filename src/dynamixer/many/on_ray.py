@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +18,9 @@ from dynamixer.models.checkpoint import Checkpoint, load
 class Worker:
     """Holds the model on a node and makes rows of parts."""
 
-    def __init__(self, pictures: Pictures, path: str, job: Job, device: str, threads: int):
+    def __init__(self, pictures: Pictures, files: list[Path], path: str, job: Job, device: str, threads: int):
+        if gone := next((file for file in files if not file.exists()), None):
+            raise UserError(f"{gone} is not on this node: pictures have to be at the same paths on every node.")
         torch.set_num_threads(threads)  # the last digits of a sum depend on it
         checkpoint = load(path, device=device)
         if fingerprint(checkpoint) != job.model:
@@ -36,8 +39,13 @@ class Worker:
         return {"part": part, "rows": sink.getvalue().to_pybytes()}
 
 
+def some(files: list[Path]) -> list[Path]:
+    """A hundred of the files, or all, that every node has to see."""
+    return [file for file in files[:: max(1, len(files) // 100)] if file.exists()]
+
+
 def compute(
-    pictures: Pictures, checkpoint: Checkpoint, job: Job, missing: list[int], device: torch.device
+    pictures: Pictures, files: list[Path], checkpoint: Checkpoint, job: Job, missing: list[int], device: torch.device
 ) -> Iterator[tuple[int, pa.Table]]:
     """The missing parts in the order in which they are done.
 
@@ -69,7 +77,7 @@ def compute(
         parts = data.from_items([{"part": part} for part in missing], override_num_blocks=max(1, len(missing)))
         rows = parts.map(
             Worker,
-            fn_constructor_args=(pictures, str(checkpoint.path), job, device.type, threads),
+            fn_constructor_args=(pictures, files, str(checkpoint.path), job, device.type, threads),
             compute=data.ActorPoolStrategy(min_size=1, max_size=min(most, max(1, len(missing)))),
             num_cpus=threads,
             num_gpus=gpus,

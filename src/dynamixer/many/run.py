@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from dynamixer.data.base import Pictures
 from dynamixer.data.decode import BadImage
 from dynamixer.data.preprocess import Preprocessing
-from dynamixer.data.unlabelled import open_pictures
+from dynamixer.data.unlabelled import digest_of, open_pictures
 from dynamixer.data.workers import started, worker_signals
 from dynamixer.device import resolve_device
-from dynamixer.errors import UserError, did_you_mean
+from dynamixer.errors import RunError, UserError, did_you_mean
 from dynamixer.logs import log
 from dynamixer.many.parts import PART, Job, Parts, table
 from dynamixer.models.checkpoint import Checkpoint, check_classifier, load
@@ -164,10 +164,10 @@ def predict_many(
     where = resolve_device(device)
     checkpoint = load(model, device=where)
     check_classifier(checkpoint)
-    pictures, digest = open_pictures(paths, out=out)
+    pictures, files = open_pictures(paths, out=out)
     job = Job(
         model=fingerprint(checkpoint),
-        input=digest,
+        input=digest_of(files),
         pictures=len(pictures),
         top=min(top, len(checkpoint.classes)),
         embeddings=embeddings,
@@ -182,13 +182,19 @@ def predict_many(
             with parts.opened(_machine(where)):
                 parts.clear()
     else:
-        _fill(parts, pictures, checkpoint, where, workers, engine)
+        _fill(parts, pictures, files, checkpoint, where, workers, engine)
     predicted = _rows(out)
     return Summary(out, parts.bad, str(checkpoint.path), job.pictures, predicted, job.pictures - predicted)
 
 
 def _fill(
-    parts: Parts, pictures: Pictures, checkpoint: Checkpoint, where: torch.device, workers: int, engine: str
+    parts: Parts,
+    pictures: Pictures,
+    files: list[Path],
+    checkpoint: Checkpoint,
+    where: torch.device,
+    workers: int,
+    engine: str,
 ) -> None:
     """Compute the parts that are missing, and join all."""
     job = parts.job
@@ -199,15 +205,19 @@ def _fill(
             if done:
                 log(f"goes on after {done:,} of {job.pictures:,} pictures")
             if engine == "ray":
-                from dynamixer.many.on_ray import compute  # noqa: PLC0415 - of an extra
+                from dynamixer.many.on_ray import compute, some  # noqa: PLC0415 - of an extra
 
-                computed = compute(pictures, checkpoint, job, missing, where)
+                computed = compute(pictures, some(files), checkpoint, job, missing, where)
             else:
                 computed = _compute(pictures, checkpoint, job, missing, where, workers)
             with progress("predicting", job.pictures, done) as meter:
                 for part, rows in computed:
                     parts.write(part, rows)
                     meter.advance(len(rows))
+            if digest_of(files) != job.input:
+                raise RunError(
+                    "the pictures were changed while they were read, nothing can be said of them: start again."
+                )
             parts.join()
         parts.clear()
 

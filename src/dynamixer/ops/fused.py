@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
+from dynamixer.ops.kernel import load_kernel
 from dynamixer.ops.weights import DenseWeights, DynamicWeights, Weights
 
 ARGUMENTS = (
@@ -32,7 +34,10 @@ def why_not_fused(x: Tensor, weights: Weights, *, axis: int, length: int) -> str
         f"the kernel mixes lines of the native {length} tokens, and these have {x.shape[axis]}": x.shape[axis]
         != length,
     }
-    return next((why for why, holds in reasons.items() if holds), None)
+    why = next((why for why, holds in reasons.items() if holds), None)
+    return (
+        why if why or torch.compiler.is_compiling() else load_kernel()
+    )  # a copied model may be where it is not loaded
 
 
 def fused_mix(
@@ -76,6 +81,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*tensors)
 
 
+@once_differentiable
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     tensors = ctx.saved_tensors
     made = iter(torch.ops.dynamixer.mix_grads(grad, *tensors, *ctx.options))

@@ -1,5 +1,6 @@
 """Builds what is in csrc for the processor at hand, once, and loads it (docs/adr/0007-speed.md)."""
 
+import contextlib
 import logging
 import os
 import subprocess
@@ -23,7 +24,12 @@ def load_kernel() -> str | None:
     The first call on a machine compiles for about half a minute.
     """
     try:
-        torch.ops.load_library(_built())
+        library = _built()
+        try:
+            torch.ops.load_library(library)
+        except (OSError, RuntimeError):  # of another machine that shares the folder, or cut short by a power failure
+            library.unlink(missing_ok=True)
+            torch.ops.load_library(_built())
     except (OSError, RuntimeError, UserError, subprocess.SubprocessError) as error:
         return f"the C++ kernel cannot be used: {str(error).strip().splitlines()[0]}"
     return None
@@ -35,13 +41,16 @@ def _built() -> Path:
     library = folder / f"kernels-{digest(*(file.read_bytes() for file in sorted(SOURCES.iterdir())), *command)}.so"
     if library.exists():
         return library
-    with tempfile.TemporaryDirectory(dir=folder) as space:  # renamed when whole: no lock that a kill could leave behind
+    with tempfile.TemporaryDirectory(dir=folder) as space:  # linked when whole: no lock that a kill could leave behind
         made = Path(space) / library.name
         done = subprocess.run([*command, "-o", made], capture_output=True, text=True, timeout=SECONDS, check=False)
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if "error" in line] or ["the compiler failed"]
             raise RuntimeError(errors[0])
-        os.replace(made, library)
+        with made.open("rb+") as file:
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):  # never in the place of a library that others have loaded
+            os.link(made, library)
     return library
 
 

@@ -286,7 +286,7 @@ class Packed:
 
 def complete(plan: Plan, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """All weights in fp32; the reductions of all axes side by side, their bias padded to whole vectors; a bias of each branch."""
-    w = {name: value.float() for name, value in weights.items()}
+    w = {name: value.float().contiguous() for name, value in weights.items()}
     generated = [axis.name for axis in plan.axes if axis.dynamic]
     if generated:
         w["reduce.weight"] = torch.cat([w[f"{name}.reduce.weight"] for name in generated])

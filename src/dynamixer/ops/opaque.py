@@ -6,7 +6,6 @@ minutes. As one operator, whose result has the length's own shape, it needs no p
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -66,16 +65,17 @@ def _backward(
     softmax: bool,
     windowed: bool,
 ) -> list[Tensor]:
-    def run() -> list[Tensor]:
-        with torch.enable_grad():
-            leaves = [t.detach().requires_grad_() for t in (x, *made)]
-            result = _plain(leaves[0], leaves[1:], kind, segments, length, softmax, windowed)
-            grads: tuple[Tensor | None, ...] = torch.autograd.grad(result, leaves, grad, allow_unused=True)
-        return [torch.zeros_like(t) if g is None else g.clone() for g, t in zip(grads, leaves, strict=True)]
-
-    # Inside an operator autograd is switched off for the thread, so the recomputation has one of its own.
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(run).result()
+    # Inside an operator autograd is switched off. It is switched on again for this thread, and not asked of another one: to
+    # the engine that would be no backward pass within a backward pass, which on a GPU would wait for itself for ever.
+    on = torch._C._dispatch_tls_local_include_set()
+    off = torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor", "ADInplaceOrView"):
+        off = off.remove(getattr(torch._C.DispatchKey, key))
+    with torch._C._ForceDispatchKeyGuard(on, off), torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in (x, *made)]
+        result = _plain(leaves[0], leaves[1:], kind, segments, length, softmax, windowed)
+        grads: tuple[Tensor | None, ...] = torch.autograd.grad(result, leaves, grad, allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g.clone() for g, t in zip(grads, leaves, strict=True)]
 
 
 @_backward.register_fake

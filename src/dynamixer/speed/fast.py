@@ -272,7 +272,7 @@ class _Aoti:
         return torch.__version__
 
     def make(self, model: nn.Module, example: Tensor, precision: str, _: Any, path: Path) -> None:
-        inner = model.to(torch.bfloat16) if precision == "bf16" else model
+        inner = copy.deepcopy(model).to(torch.bfloat16) if precision == "bf16" else model
         kind = torch.bfloat16 if precision == "bf16" else torch.float32
         with torch.no_grad():
             try:
@@ -282,8 +282,6 @@ class _Aoti:
                 )
             except Exception as error:  # of the compiler's many kinds
                 raise UserError(f"torch could not compile the model: {str(error).strip().splitlines()[0]}") from None
-            finally:
-                model.float()
 
     def load(self, model: nn.Module, path: Path | None, precision: str) -> Run:
         package: Any = torch._inductor.aoti_load_package(str(path))

@@ -44,7 +44,7 @@ class Checkpoints:
 
     def steps(self) -> list[Path]:
         """The checkpoints there are, the newest first."""
-        return sorted(self.folder.glob("step-*"), reverse=True)
+        return sorted(self.folder.glob("step-*"), key=lambda p: (p.stem, int(p.suffix[1:] or 0)), reverse=True)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write a checkpoint and remove the oldest. Called by all processes.

@@ -69,7 +69,7 @@ struct Sum {
     return v.data();
   }
   Tensor total(at::IntArrayRef shape) const {
-    Tensor sum = at::empty(shape);
+    Tensor sum = at::empty(shape, at::kFloat);
     float* to = sum.mutable_data_ptr<float>();
     at::parallel_for(0, size, 1 << 14, [&](int64_t begin, int64_t end) {
       std::fill(to + begin, to + end, 0.f);
@@ -240,7 +240,7 @@ std::tuple<Tensor, Tensor> normed(const Tensor& x, const Tensor& weight, const T
 Tensor means(TensorList grids) {
   const Tensor& x = grids[0];
   const int64_t images = x.size(0), tokens = x.size(1) * x.size(2), c = x.size(3), count = grids.size();
-  Tensor to = at::zeros({images, count, c});
+  Tensor to = at::zeros({images, count, c}, at::kFloat);
   DISPATCH_LAYER(x.scalar_type(), [&] {
     at::parallel_for(0, images * count, 1, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
@@ -325,7 +325,7 @@ std::vector<Tensor> tail_grads(const Tensor& grad, TensorList mixed, const Tenso
   const int64_t c = grad.size(3), f = hidden.size(3), images = grad.size(0), tokens = grad.size(1) * grad.size(2), count = mixed.size();
   const Norm norm{floats(norm_weight), floats(norm_bias), float(eps)};
   const Pieces pieces(images, tokens, PIECE);
-  Tensor x_grad = at::empty_like(grad), sums_grad = at::empty_like(grad), shares_grad = at::zeros({pieces.all, count, c});
+  Tensor x_grad = at::empty_like(grad), sums_grad = at::empty_like(grad), shares_grad = at::zeros({pieces.all, count, c}, at::kFloat);
   Sum fc2_sum(c * f), fc2_bias(c), fc1_sum(f * c), fc1_bias(f), norm_weights(c), norm_biases(c), project_sum(c * c), project_bias(c);
   std::vector<Sum> weight_sums(count, Sum(c * c)), bias_sums(count, Sum(c));
   DISPATCH_LAYER(grad.scalar_type(), [&] {

@@ -554,9 +554,9 @@ Tensor mix(const Tensor& x_, const optional<Tensor>& features_, const optional<T
 // A padded sum over threads as the parameter's own shape: rows [n, width] of rows [n_p, width_p].
 Tensor unpadded(const std::vector<Sums>& sums, std::vector<float> Sums::*which, const Shape& s, int64_t blocks, int64_t width, int64_t width_p) {
   // [blocks, L, LP, width_p] -> [blocks, L, L, width]
-  Tensor total = at::zeros({blocks, s.length, s.lp, width_p});
+  Tensor total = at::zeros({blocks, s.length, s.lp, width_p}, at::kFloat);
   for (const Sums& one : sums)
-    if (const auto& v = one.*which; !v.empty()) total.add_(at::from_blob(const_cast<float*>(v.data()), total.sizes()));
+    if (const auto& v = one.*which; !v.empty()) total.add_(at::from_blob(const_cast<float*>(v.data()), total.sizes(), at::kFloat));
   return total.narrow(2, 0, s.length).narrow(3, 0, width);
 }
 
