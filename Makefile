@@ -19,7 +19,7 @@ types: setup
 	.venv/bin/mypy
 
 system:
-	@bash tools/system.sh g++:g++ chromium:chromium
+	@bash tools/system.sh g++:g++ $(if $(CHROMIUM),,chromium:chromium)
 
 # Other runtimes (OpenVINO, ONNX Runtime, Ray, a browser's driver) in processes of their own: a worker that had loaded them all died
 # twice, without a word, in a test long after.

@@ -23,7 +23,6 @@ from dynamixer.export.run import CALIBRATED
 from dynamixer.speed.bench import about
 from dynamixer.speed.clock import in_turn, ratio
 
-openvino = need("openvino", "openvino")
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/int8.json"
 PAGE = ROOT / "docs/export.md"
@@ -38,6 +37,7 @@ def measured(run: str, data: str, folder: Path) -> list[dict[str, Any]]:
     pictures = [*tensors(calibration, preprocessing, [1])]
     written = folder / "fp32.xml"
     write_openvino(trace(checkpoint.model, (1, 3, *preprocessing.size), "batch"), written, {})
+    openvino = need("openvino", "openvino")
     rows = []
     for in_fp32, names_of in IN_FP32.items():
         path = folder / "int8.xml"
@@ -66,7 +66,7 @@ def measured(run: str, data: str, folder: Path) -> list[dict[str, Any]]:
 def _alone(path: Path) -> Any:
     """The file in OpenVINO on one thread."""
     options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1}
-    return openvino.Core().compile_model(path, "CPU", options)
+    return need("openvino", "openvino").Core().compile_model(path, "CPU", options)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -85,7 +85,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = measured(options.run, options.data, Path(folder))
-    machine = about() | {"openvino": openvino.__version__, "openvino_threads": 1, "seeds": 1}
+    machine = about() | {"openvino": need("openvino", "openvino").__version__, "openvino_threads": 1, "seeds": 1}
     RESULTS.write_text(json.dumps({"about": machine, "rows": rows}, indent=2) + "\n", encoding="utf-8")
     start, rest = PAGE.read_text(encoding="utf-8").split("<!-- int8.json -->\n")
     end = rest.split("\n<!-- end -->", 1)[1]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import dynamixer
@@ -27,7 +28,7 @@ SMALL = [
     "lr=5e-3",
     "crop=none",
 ]
-QUICK = [*SMALL, "epochs=1", "limit_train=256", "warmup_epochs=0"]
+QUICK = [*SMALL, "device=cpu", "epochs=1", "limit_train=256", "warmup_epochs=0"]
 
 
 def start(*words, **options):
@@ -193,7 +194,7 @@ def test_the_version_is_the_packages():
         (["train", "epoch=3"], "unknown key 'epoch': did you mean 'epochs'?"),
         (["train", "model=dynamixer_x"], "unknown model 'dynamixer_x': did you mean"),
         (["train", "device=tpu"], "unknown device 'tpu'"),
-        (["train", "device=cuda"], "this machine has no cuda device"),
+        (["train", "device=xpu" if torch.cuda.is_available() else "device=cuda"], "device that torch can use"),
         (["train", "--data", "nowhere"], "no file or folder nowhere"),
         (["eval", "nowhere", "--data", "fashion-mnist-mini"], "there is no nowhere"),
         (["eval", "dynamixer_s", "--data", "fashion-mnist-mini"], "dynamixer_tiny, none for dynamixer_s: train it"),
@@ -289,3 +290,23 @@ def test_a_closed_pipe_is_no_traceback():
     _, stderr = process.communicate(timeout=100)
     assert process.returncode == 1
     assert "Traceback" not in stderr
+
+
+def test_many_pictures_and_exports_from_the_command_line(run, tmp_path):
+    out, _, _ = run
+    rows = tmp_path / "p.parquet"
+    code, stdout, stderr = call("predict", EXAMPLES, "--model", out, "--out", rows, "--embeddings", "--json")
+    assert (code, json.loads(stdout)["predicted"]) == (0, 10), stderr
+    nearest = [
+        sys.executable,
+        ROOT / "examples/nearest.py",
+        rows,
+        tmp_path / "n.png",
+        *sorted(EXAMPLES.glob("*.png"))[:2],
+    ]
+    subprocess.run(nearest, check=True)
+    assert np.asarray(Image.open(tmp_path / "n.png").convert("L")).std() > 10
+    for kind, name in (("hub", "h"), ("pt2", "m.pt2")):
+        code, stdout, stderr = call("export", out, "--format", kind, "--out", tmp_path / name, "--json")
+        assert (code, isinstance(json.loads(stdout), dict)) == (0, True), stderr
+        assert (tmp_path / name).exists()

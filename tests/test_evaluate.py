@@ -225,7 +225,7 @@ def test_classes_are_matched_by_name():
 
 @pytest.mark.parametrize("options", [{"precision": "fp8"}, {"batch_size": 0}])
 def test_options_without_meaning_are_refused(options):
-    with pytest.raises(dynamixer.UserError):
+    with pytest.raises(dynamixer.UserError, match="precision="):
         dynamixer.evaluate("x", "fashion-mnist-mini", **options)
 
 

@@ -162,9 +162,7 @@ def test_what_is_pushed_comes_back_through_the_hub(run, tmp_path):
         )
         assert done.returncode == 0, done.stderr[-3000:] + str(server.asked)
         result = json.loads(done.stdout)
-        assert set(server.files) == {"README.md", "config.json", "model.safetensors", ".gitattributes"} - {
-            ".gitattributes"
-        }
+        assert set(server.files) == {"README.md", "config.json", "model.safetensors"}
         assert server.private == {"me/flowers": True}
         assert server.messages == ["Add the model", "again"]
         assert b"hf-hub:me/flowers" in server.files["README.md"]
@@ -175,6 +173,12 @@ def test_what_is_pushed_comes_back_through_the_hub(run, tmp_path):
         fetched = {path.partition("?")[0].rpartition("/")[2] for verb, path, _ in server.asked if "/resolve/" in path}
         assert fetched <= {"model.safetensors", "config.json", "README.md"}  # nothing else of a stranger's is fetched
         assert "/resolve/" not in "".join(path for verb, path, _ in server.asked if "passwd" in path)
+        server.files["README.md"] = b"mine"
+        words = [sys.executable, "-m", "dynamixer", "push", run, "me/flowers", "--json"]
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["url"].endswith("me/flowers")
+        assert server.files["README.md"] == b"mine"
 
 
 def test_the_card_says_nothing_of_a_file_that_is_not_the_runs(tmp_path):

@@ -8,6 +8,7 @@ from PIL import Image
 import dynamixer
 from dynamixer import UserError
 from dynamixer.data import Preprocessing, decode
+from dynamixer.data.sources import open_data
 from dynamixer.explain.report import explain
 from dynamixer.models.checkpoint import save_checkpoint
 from dynamixer.predict import find_pictures
@@ -118,16 +119,18 @@ def test_one_path_may_be_given_alone(model):
 
 
 def test_a_size_that_the_model_does_not_take_is_refused(tmp_path):
-    made = timm.create_model("vit_tiny_patch16_224", num_classes=2, depth=1, img_size=32)
-    about = {"name": "vit_tiny_patch16_224", "args": {"num_classes": 2, "depth": 1, "img_size": 32}}
+    classes = open_data("fashion-mnist-mini").test.classes
+    args = {"num_classes": len(classes), "depth": 1, "img_size": 32}
+    made = timm.create_model("vit_tiny_patch16_224", **args)
+    about = {"name": "vit_tiny_patch16_224", "args": args}
     path = tmp_path / "vit.safetensors"
     save_checkpoint(
-        path, made.state_dict(), classes=("a", "b"), trained={}, preprocessing=Preprocessing.of(made).at(32), **about
+        path, made.state_dict(), classes=classes, trained={}, preprocessing=Preprocessing.of(made).at(32), **about
     )
     for run in (
         lambda: dynamixer.predict([EXAMPLES], path, size=64, device="cpu"),
         lambda: dynamixer.predict_many(EXAMPLES, path, tmp_path / "x.parquet", size=64, device="cpu"),
         lambda: dynamixer.evaluate(path, "fashion-mnist-mini", size=64, device="cpu"),
     ):
-        with pytest.raises(UserError, match=r"does not take pictures of 64x64|classes that .* not trained on"):
+        with pytest.raises(UserError, match="does not take pictures of 64x64"):
             run()

@@ -11,7 +11,7 @@ if ! command -v "$python" >/dev/null || ! "$python" -c 'import venv, ensurepip' 
     echo "setting up: $python with venv is missing, trying to install the package python3-venv" >&2
     root=""
     [ "$(id -u)" = 0 ] || root="sudo -n"
-    if ! { $root apt-get update -q && $root apt-get install -y -q python3 python3-venv; } >&2; then
+    if ! { $root apt-get update -q && $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q python3 python3-venv; } >&2; then
         echo "error: the system package python3-venv is missing and could not be installed: install it (apt-get install python3-venv) and run make again." >&2
         exit 1
     fi

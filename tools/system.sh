@@ -8,7 +8,7 @@ done
 [ ${#missing[@]} -gt 0 ] || exit 0
 root=""
 [ "$(id -u)" = 0 ] || root="sudo -n"
-if ! { $root apt-get update -q && $root apt-get install -y -q "${missing[@]}"; } >&2; then
+if ! { $root apt-get update -q && $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q "${missing[@]}"; } >&2; then
     echo "error: the system packages ${missing[*]} are missing and could not be installed: install them (apt-get install ${missing[*]}) and run make again." >&2
     exit 1
 fi

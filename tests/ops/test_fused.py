@@ -287,3 +287,17 @@ def test_a_model_computes_where_the_kernel_is_not_loaded(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "m.pt"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_share_the_work(threads):
+    module, x = mixer(Mixing(static=True), 8, 32, 4, 2), torch.randn(9, 8, 8, 32)
+    expected, before = results(reference, module, x, -2), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        once, again = results(kernels, module, x, -2), results(kernels, module, x, -2)
+    finally:
+        torch.set_num_threads(before)
+    for key, value in expected.items():
+        assert torch.equal(once[key], again[key]), key
+        assert error(once[key], value) < 1e-5, key

@@ -262,3 +262,17 @@ def test_a_hook_of_a_part_is_called():
         part.register_full_backward_hook(lambda *_: seen.append(1))
     results(lambda one, x: one(x), one, x)
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_share_the_work(threads):
+    one, x = layer(Mixing(static=True), (9, 8, 8, 64, 4, 2)), tokens((9, 8, 8, 64, 4, 2))
+    expected, before = results(reference, one, x), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        once, again = results(kernels, one, x), results(kernels, one, x)
+    finally:
+        torch.set_num_threads(before)
+    for key, value in expected.items():
+        assert torch.equal(once[key], again[key]), key
+        assert error(once[key], value) < 1e-5, key

@@ -9,7 +9,11 @@ import pytest
 import timm
 import torch
 
+import dynamixer
+from dynamixer.data import Preprocessing
+from dynamixer.data.sources import open_data
 from dynamixer.errors import UserError
+from dynamixer.models.checkpoint import save_checkpoint
 from dynamixer.native import processor
 from dynamixer.speed import fast as module
 from dynamixer.speed.fast import FastModel, optimize
@@ -258,3 +262,24 @@ def test_a_way_that_fails_leaves_the_weights_as_they_are(model, pictures, tmp_pa
     with pytest.raises(UserError, match="could not compile"):
         module._Aoti().make(model, pictures, "bf16", None, tmp_path / "x.pt2")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_predict_and_eval_say_the_same_by_the_fast_way(tmp_path, cache):
+    args = {"num_classes": 10, "img_size": 16, "depths": [1, 1], "dims": [32, 64], "segments": [4, 4]}
+    made = sharpen(timm.create_model("dynamixer_nano", **args)).eval()
+    path, examples = tmp_path / "m.safetensors", Path(__file__).parents[2] / "examples/pictures"
+    save_checkpoint(
+        path, made.state_dict(), name="dynamixer_nano", args=args, classes=open_data("fashion-mnist-mini").test.classes,
+        preprocessing=Preprocessing.of(made), trained={},
+    )  # fmt: skip
+    plain, fast = (dynamixer.predict([examples], path, top=10, fast=way, device="cpu") for way in (False, True))
+    for one, other in zip(plain.results, fast.results, strict=True):
+        assert one.path == other.path
+        shares = {guess.label: guess.probability for guess in other.top}
+        assert all(abs(guess.probability - shares[guess.label]) < 0.02 for guess in one.top)  # bf16 where there is any
+    assert len({result.top[0].label for result in plain.results}) > 1
+    plain, fast = (dynamixer.evaluate(path, "fashion-mnist-mini", fast=way, device="cpu") for way in (False, True))
+    assert (plain["top1"], plain["images"]) == (fast["top1"], fast["images"])
+    assert abs(plain["loss"] - fast["loss"]) < 1e-4
+    with pytest.raises(UserError, match="fp32 or bf16"):
+        dynamixer.evaluate(path, "fashion-mnist-mini", fast=True, precision="fp16")

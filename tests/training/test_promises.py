@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 import dynamixer
 from dynamixer import RunError
@@ -344,10 +345,7 @@ def kill_a_worker(process, out, rng):
         time.sleep(0.01)
         assert process.poll() is None, process.stderr.read()
     time.sleep(rng.uniform(0, 0.2))
-    children = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
-    ).stdout.split()
-    os.kill(int(rng.choice(sorted(children))), signal.SIGKILL)
+    os.kill(rng.choice(sorted(children(process.pid))), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -477,3 +475,31 @@ def test_of_many_checkpoints_of_one_step_the_last_is_kept(tmp_path):
     for number in range(12):
         checkpoints.save(7, {"model.a": torch.full((1,), float(number))}, {"state": {"step": 7}})
     assert [path.name for path in checkpoints.steps()] == ["step-00000007.11", "step-00000007.10"]
+
+
+@pytest.mark.timeout(300)
+def test_a_signal_to_two_processes_ends_both_with_a_checkpoint(two_processes, tmp_path):
+    out = tmp_path / "run"
+    process = start(out, processes=2)
+    while not list(out.glob("checkpoints/step-*")):
+        time.sleep(0.01)
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode != 0, stderr
+    finish(out, processes=2)
+    assert final(out) == final(two_processes)
+
+
+@pytest.mark.timeout(300)
+def test_a_picture_that_one_of_two_processes_cannot_read_ends_both(tmp_path):
+    for number in range(32):
+        place = tmp_path / "data" / ("cat", "dog")[number % 2] / f"{number:02}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (number * 7, 9, 9)).save(place)
+    place.write_bytes(b"broken")
+    words = ["--data", tmp_path / "data", "holdout=0", "limit_train=none", "batch_size=8", "repeats=1"]
+    process = start(tmp_path / "run", *map(str, words), processes=2)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "31.png is not a picture" in stderr
