@@ -43,6 +43,11 @@ def ready(page, number=1):
     page.wait_for_selector(f".panel:nth-child({number}) .film button[aria-pressed=true]", state="attached")
 
 
+def drawn(page):
+    """Wait until what changed before is drawn: the page draws in the next frame."""
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(0))))")
+
+
 def shot(page, name, **options):
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.wait_for_timeout(150)
@@ -69,7 +74,7 @@ def point(page, i, j, grid, number=1):
     box = picker.bounding_box()
     at = {"x": (j + 0.5) * box["width"] / grid[1], "y": (i + 0.5) * box["height"] / grid[0]}
     picker.hover(position=at)
-    page.wait_for_timeout(60)
+    drawn(page)
 
 
 def pixels(page, selector):
@@ -132,24 +137,24 @@ def test_the_average_and_the_difference(browser, here):
         ready(page)
         page.wait_for_selector(AVERAGE, state="attached")
         assert re.search(r"\d+\xa0% of it lies elsewhere than on average", caption(page))
-        drawn = {pixels(page, ".picture")}
+        seen = {pixels(page, ".picture")}
         for name in ("average", "difference"):
             page.locator(f"label:has(input[value={name}])").click()
-            page.wait_for_timeout(80)
-            drawn.add(pixels(page, ".picture"))
+            drawn(page)
+            seen.add(pixels(page, ".picture"))
             if name == "difference":
                 assert re.search(r"differs most at column \d+ \([+−]\d+", caption(page))
                 assert "This picture minus the average over 8 pictures" in page.inner_text("#show-text")
                 shot(page, "difference", full_page=True)
-        assert len(drawn) == 3
+        assert len(seen) == 3
         page.click(".samples li:nth-child(5) button")
         page.wait_for_selector(".samples li:nth-child(5) button[aria-pressed=true]")
         page.locator("label:has(input[value=average])").click()
-        page.wait_for_timeout(80)
+        drawn(page)
         best = caption(page)
         page.click(".samples li:nth-child(6) button")
         page.wait_for_selector(".samples li:nth-child(6) button[aria-pressed=true]")
-        page.wait_for_timeout(80)
+        drawn(page)
         assert caption(page) == best  # the average is that of no picture
 
 
@@ -173,10 +178,10 @@ def test_sliders_play_and_keyboard(browser, here):
         page.keyboard.press("Home")
         for key in ["ArrowUp"] * 9 + ["ArrowRight", "ArrowRight", "ArrowDown"]:
             page.keyboard.press(key)
-        page.wait_for_timeout(60)
+        drawn(page)
         assert "Token in row 2, column 3 of 8 × 8" in caption(page)
         page.keyboard.press("PageDown")
-        page.wait_for_timeout(60)
+        drawn(page)
         assert "Token in row 1, column 2 of 4 × 4" in caption(page)
         page.wait_for_timeout(500)
         assert "Token in row 1, column 2" in page.inner_text("#spoken")
@@ -191,11 +196,11 @@ def test_a_click_holds_the_token(browser, here):
         page.mouse.down()
         page.mouse.up()
         point(page, 6, 6, (8, 8))
-        page.wait_for_timeout(60)
+        drawn(page)
         assert "row 2, column 2" in caption(page)
         page.mouse.down()
         page.mouse.up()
-        page.wait_for_timeout(60)
+        drawn(page)
         assert "row 7, column 7" in caption(page)
 
 
@@ -213,7 +218,7 @@ def test_two_pictures_side_by_side_in_the_dark(browser, here, tmp_path):
         page.wait_for_selector(f".panel:nth-child(2) .top li:first-child:has-text('{best}')")
         page.wait_for_selector(".panel:nth-child(2) .samples:not(:has([aria-pressed=true]))")
         point(page, 4, 2, (8, 8), number=2)
-        page.wait_for_timeout(60)
+        drawn(page)
         first, second = caption(page, 1), caption(page, 2)
         assert first.startswith("Token in row 5, column 3")
         assert second.startswith("Token in row 5, column 3")
@@ -234,7 +239,7 @@ def test_a_phone(browser, here):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         box = page.locator(".picker").bounding_box()
         page.touchscreen.tap(box["x"] + box["width"] * 0.7, box["y"] + box["height"] * 0.1)
-        page.wait_for_timeout(60)
+        drawn(page)
         assert "Token in row 1, column 6" in caption(page)
         small = page.locator("button:visible").evaluate_all(
             "list => list.filter(b => b.getBoundingClientRect().height < 40).length"
@@ -323,7 +328,7 @@ def test_models_of_any_kind(browser, tmp_path, kind):
         box = page.locator(".picker").bounding_box()
         grid = {"rectangle": (6, 10)}.get(kind, (8, 8))
         page.locator(".picker").hover(position={"x": box["width"] - 2, "y": box["height"] - 2})
-        page.wait_for_timeout(60)
+        drawn(page)
         assert f"Token in row {grid[0]}, column {grid[1]} of {grid[0]} × {grid[1]}" in caption(page)
         if kind == "static":
             assert "0\xa0% of it lies elsewhere" in caption(page)
@@ -339,6 +344,6 @@ def test_models_of_any_kind(browser, tmp_path, kind):
         page.keyboard.press("End")
         for key in ["ArrowRight", "ArrowDown", "ArrowLeft", "ArrowRight"]:
             page.keyboard.press(key)
-        page.wait_for_timeout(60)
+        drawn(page)
         assert f"Token in row {grid[0]}, column {grid[1]}" in caption(page)
         shot(page, f"model-{kind.replace(' ', '-')}", full_page=True)
