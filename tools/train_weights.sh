@@ -29,7 +29,8 @@ nano_plus)
     small+=(model=dynamixer_nano_plus)
     train nano-plus cifar10_nano epochs=18 lr=3e-3 cutmix=1.0 auto_augment=rand-m5-n1-inc1 "${small[@]}"
     train nano-plus-2 cifar10_nano weights="$runs/nano-plus" epochs=22 lr=3e-3 "${small[@]}"
-    .venv/bin/python tools/ship.py "$runs"/nano-plus{,-2} --test "$data/test.parquet" --data CIFAR-10
+    train nano-plus-3 cifar10_nano weights="$runs/nano-plus-2" epochs=30 lr=2e-3 cutmix=1.0 auto_augment=rand-m5-n1-inc1 "${small[@]}"
+    .venv/bin/python tools/ship.py "$runs"/nano-plus{,-2,-3} --test "$data/test.parquet" --data CIFAR-10
     ;;
 tiny)
     photographs=(batch_size=64 ema=0.998 ema_warmup=true holdout=0.05 scale=0.25 drop_path=0.05)

@@ -8,6 +8,11 @@ from torch import Tensor, nn
 from dynamixer.ops.layer import Axis, Plan
 
 
+def is_hooked(part: nn.Module) -> bool:
+    """Whether something is to be called when the module is."""
+    return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
+
+
 def parts_of(module: nn.Module) -> Iterator[nn.Module]:
     """All within a module, as `modules()` without the names that it makes: this is asked in every pass."""
     for part in module._modules.values():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynamixer.errors import UserError
-from dynamixer.fuse import parts_of, plan_of
+from dynamixer.fuse import is_hooked, parts_of, plan_of
 from dynamixer.mixing import Generator, Mixing
 from dynamixer.native import computes_in_bf16
 from dynamixer.ops import DenseWeights, DynamicWeights, StaticWeights, Weights, batched_mixing, mixing_matrices
@@ -268,13 +268,9 @@ class MixerLayer(nn.Module):
                 type(p) not in (nn.Parameter, NoneType) for p in part._parameters.values()
             ):
                 return "a part of it was replaced"
-            if _is_hooked(part):
+            if is_hooked(part):
                 return "a part of it has a hook"
         return why_not_layer(x)
-
-
-def _is_hooked(part: nn.Module) -> bool:
-    return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
 
 
 _PARTS = {nn.Linear, nn.LayerNorm, nn.Identity, nn.GELU, nn.Dropout, Mlp, DropPath, AxisMixer, DynaMixerBlock}
@@ -315,7 +311,7 @@ class PatchConv(nn.Module):
         if not all(same_length(some, 0) for some in padding):  # padding by nothing copies
             x = F.pad(x, padding)
         wide = self.fused and x.device.type == "cpu" and kind_of(x) == torch.bfloat16 and not computes_in_bf16()
-        wide = wide and type(self.proj) is nn.Conv2d and not _is_hooked(self.proj)
+        wide = wide and type(self.proj) is nn.Conv2d and not is_hooked(self.proj)
         return (self._widened(x) if wide else self.proj(x)).permute(0, 2, 3, 1)
 
     def _widened(self, x: Tensor) -> Tensor:

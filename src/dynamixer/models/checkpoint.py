@@ -251,7 +251,7 @@ def _built(about: dict[str, Any], weights: Mapping[str, Tensor], path: Path) -> 
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines()[1:4]]
             raise UserError(
-                f"{path} does not hold the weights of the {about['model']} it names: {' '.join(lines)}"
+                f"{path} does not hold the weights of the {about['model']} it names: {' '.join(lines)[:800]}"
             ) from None
 
     def create(**more: Any) -> nn.Module:
