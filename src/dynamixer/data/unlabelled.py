@@ -120,7 +120,7 @@ class Joined(Pictures):
         return self.lots[lot], index - int(self.ends[lot])
 
 
-def digest_of(files: Iterable[Path]) -> str:
+def digest_of_files(files: Iterable[Path]) -> str:
     """A hash of files' names, sizes and times of change."""
     digest = hashlib.sha256()
     for file in files:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from dynamixer.data.base import Pictures
 from dynamixer.data.decode import BadImage
 from dynamixer.data.preprocess import Preprocessing
-from dynamixer.data.unlabelled import digest_of, open_pictures
+from dynamixer.data.unlabelled import digest_of_files, open_pictures
 from dynamixer.data.workers import started, worker_signals
 from dynamixer.device import resolve_device
 from dynamixer.errors import RunError, UserError, did_you_mean
@@ -167,7 +167,7 @@ def predict_many(
     pictures, files = open_pictures(paths, out=out)
     job = Job(
         model=fingerprint(checkpoint),
-        input=digest_of(files),
+        input=digest_of_files(files),
         pictures=len(pictures),
         top=min(top, len(checkpoint.classes)),
         embeddings=embeddings,
@@ -214,7 +214,7 @@ def _fill(
                 for part, rows in computed:
                     parts.write(part, rows)
                     meter.advance(len(rows))
-            if digest_of(files) != job.input:
+            if digest_of_files(files) != job.input:
                 raise RunError(
                     "the pictures were changed while they were read, nothing can be said of them: start again."
                 )
