@@ -298,7 +298,7 @@ def test_what_is_not_http_is_told_so(here):
     ):
         with socket.create_connection((host, port), 5) as connection:
             connection.sendall(said)
-            answer = connection.recv(4000)
+            answer = b"".join(iter(lambda: connection.recv(4000), b""))  # until the server closes it
             assert answer.startswith(b"HTTP/1.1 400 "), answer
             assert json.loads(answer.split(b"\r\n\r\n")[1])["error"].startswith("this is not HTTP")
 
