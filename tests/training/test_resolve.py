@@ -59,7 +59,8 @@ MUTATIONS = [
     "precision=int4", "compile=si", "parallel=mpi", "seed=-1", "seed=1.5", "workers=-2", "checkpoint_every=0", "track=wandbb",
     "device=tpu", "opt=adamwow", "model=dynamixer_nanoo", "model.softmx=false", "model.generator=statc", "model.depths=[1,1]",
     "model.img_size=64", "sizes=[0]", "sizes=[a]", "size=-3", "accumulate=5", "weights=nowhere", "teacher=nowhere", "lonely",
-    "ablate:nothing", "patience=3 holdout=0", "accumulate=64 mixup=0.5", "--config nothing.yaml",
+    "ablate:nothing", "patience=3 holdout=0", "accumulate=64 mixup=0.5", "scale=0.5", "--config nothing.yaml",
+    "model.generator=static model.reduced=8",
     "--resume sometimes", "--bogus", *(f"--config {name}" for name in FILES if name != "empty.yaml"),
 ]  # fmt: skip
 

@@ -53,7 +53,22 @@ def resolve(
     if data is not None and "data" in given:
         raise UserError(f"data is given twice: --data {data} and data={given['data']}.")
     over(given, "command line")
-    return TrainConfig().with_values(values), origins
+    config = TrainConfig().with_values(values)
+    _refuse_idle(config, given)
+    return config, origins
+
+
+def _refuse_idle(config: TrainConfig, given: dict[str, Any]) -> None:
+    """Refuse words of the command line that would change nothing."""
+    if "scale" in given and config.crop != "rrc":
+        raise UserError(
+            f"scale is of random resized crops, and this run has crop={config.crop}: add crop=rrc, or no scale."
+        )
+    generator = config.model_args.get("generator", "dynamic")
+    if "model.reduced" in given and generator != "dynamic":
+        raise UserError(
+            f"model.reduced is of generator=dynamic, and this run has {generator}: leave one of the two out."
+        )
 
 
 def _from_file(file: Path) -> dict[str, Any]:
