@@ -39,7 +39,7 @@ if __name__ == "__main__":
 def alive(pid):
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # before the file is opened, or as it is read
         return False
 
 

@@ -41,8 +41,9 @@ FORM = "multipart/form-data; boundary=xyz"
 def test_answers_are_the_offline_ones(here, model, tmp_path):
     address, _ = here
     pictures = [picture(seed, size=(80 + 9 * seed, 120)) for seed in range(6)]
-    client = Client(address)
-    for encoded, expected in zip(pictures, offline(model, pictures, tmp_path), strict=True):
+    answers = offline(model, pictures, tmp_path)
+    client = Client(address)  # one that waits too long is closed
+    for encoded, expected in zip(pictures, answers, strict=True):
         status, _, answer = client.post("/v1/predict?top=7", encoded, "image/jpeg")
         assert status == 200
         assert agrees(answer, expected)

@@ -38,12 +38,14 @@ def test_each_gets_its_own_answer_from_batches_that_form_by_themselves():
 def test_a_lone_item_waits_for_nobody_and_what_was_given_up_is_left_out():
     seen = []
 
-    async def work(items):
-        seen.append(list(items))
-        await asyncio.sleep(0.05)
-        return items
-
     async def scenario(start):
+        given_up = asyncio.Event()
+
+        async def work(items):
+            seen.append(list(items))
+            await given_up.wait()
+            return items
+
         batcher = Batcher(work, 8)
         start(batcher)
         first = asyncio.create_task(batcher("first"))
@@ -51,6 +53,7 @@ def test_a_lone_item_waits_for_nobody_and_what_was_given_up_is_left_out():
         second, third = asyncio.create_task(batcher("second")), asyncio.create_task(batcher("third"))
         await asyncio.sleep(0.01)
         second.cancel()
+        given_up.set()
         await asyncio.gather(first, third)
 
     run(scenario)

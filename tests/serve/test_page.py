@@ -183,8 +183,7 @@ def test_sliders_play_and_keyboard(browser, here):
         page.keyboard.press("PageDown")
         drawn(page)
         assert "Token in row 1, column 2 of 4 × 4" in caption(page)
-        page.wait_for_timeout(500)
-        assert "Token in row 1, column 2" in page.inner_text("#spoken")
+        page.wait_for_selector("#spoken:has-text('Token in row 1, column 2')", state="attached")
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.closest('.film') !== null")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import signal
 import socket
 import time
@@ -151,6 +152,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
+                timeout_keep_alive=math.ceil(settings.body_seconds),
                 timeout_graceful_shutdown=STOP_SECONDS,
                 loop="asyncio",
             )
