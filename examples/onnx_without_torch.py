@@ -18,9 +18,8 @@ for name in sys.argv[2:]:
         picture = ImageOps.exif_transpose(Image.open(name)).convert("RGB")
     except Exception as error:  # Pillow has half a dozen kinds for a damaged file
         sys.exit(f"{name} cannot be read: {error}")
-    side = int(height / how["crop_pct"])  # of the shorter side, before the centre is cut out
-    scale = side / min(picture.size)
-    picture = picture.resize([side if x == min(picture.size) else int(x * scale) for x in picture.size], resampling)
+    side, shorter = int(height / how["crop_pct"]), min(picture.size)  # `side` before the centre is cut out
+    picture = picture.resize([int(side * x / shorter) for x in picture.size], resampling)
     left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
     pixels = np.asarray(picture.crop((left, top, left + width, top + height)), np.float32) / 255
     pixels = (pixels - np.float32(how["mean"])) / np.float32(how["std"])

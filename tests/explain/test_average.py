@@ -21,12 +21,12 @@ def test_means_and_variances_are_those_of_all_pictures_together(options):
                 continue
             p = matrices.double().numpy()
             assert np.abs(moved.mean.numpy() - p.mean(0)).max() < 1e-5
-            fixed = np.square(p.mean(0) - p.mean(0).mean(-1, keepdims=True)).mean()
+            fixed, variance = np.square(p.mean(0) - p.mean(0).mean(-1, keepdims=True)).mean(), p.var(0, ddof=1).mean()
             if mixing.content:
-                assert moved.variance == pytest.approx(p.var(0).mean(), rel=1e-4)
-                assert moved.change == pytest.approx(np.sqrt(p.var(0).mean()) * p.shape[-1], rel=1e-4)
-                assert moved.dynamic == pytest.approx(p.var(0).mean() / (p.var(0).mean() + fixed), rel=1e-4)
-                assert 0.05 < moved.dynamic < 1
+                assert moved.variance == pytest.approx(variance, rel=1e-4)
+                assert moved.change == pytest.approx(np.sqrt(variance) * p.shape[-1], rel=1e-4)
+                assert moved.dynamic == pytest.approx(min(1, variance / (p.var(0).mean() + fixed)), rel=1e-4)
+                assert 0.05 < moved.dynamic <= 1
             else:
                 assert (moved.variance, moved.change, moved.dynamic) == (0, 0, 0)
             assert moved.entropy == pytest.approx(float(mixing.entropy(axis).mean()), rel=1e-5)
@@ -52,6 +52,13 @@ def test_matrices_that_differ_from_even_by_content_alone_are_wholly_dynamic():
     (block,) = average(model, [x, -x], weights=False).blocks
     assert block.row.dynamic > 0.9
     assert block.branch_weights is None
+
+
+def test_few_pictures_do_not_make_it_less():
+    model, x = small(), pictures(count=64)
+    many = average(model, [x], weights=False).blocks[0].row.dynamic
+    pairs = [average(model, [pair], weights=False).blocks[0].row.dynamic for pair in x.split(2)]
+    assert abs(np.mean(pairs) - many) < 0.1 * many  # divided by N, pairs would give about half
 
 
 def test_chosen_blocks_only():

@@ -13,11 +13,12 @@ from PIL import Image
 
 import dynamixer
 from dynamixer.data import Preprocessing
-from dynamixer.errors import UserError
-from dynamixer.explain import look, report
+from dynamixer.errors import RunError, UserError
+from dynamixer.explain import look, page, report
 from dynamixer.explain.page import notes, photo_of
 from dynamixer.explain.report import explain
 from dynamixer.models.checkpoint import save_checkpoint
+from dynamixer.training.report import MARK
 from small_models import BAG, EXAMPLES, OPTIONS, pictures, saved, small
 
 
@@ -191,6 +192,63 @@ def test_nothing_of_others_is_written_over(tmp_path):
     with pytest.raises(UserError, match=r"holiday/picture\.png would be overwritten"):
         explain(BAG, tmp_path / "model.safetensors", out=tmp_path / "holiday")
     assert (tmp_path / "holiday/picture.png").read_bytes() == b"mine"
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/report.html").write_text("<html>mine</html>")
+    with pytest.raises(UserError, match=r"work/report\.html would be overwritten"):
+        explain(BAG, tmp_path / "model.safetensors", out=tmp_path / "work")
+    with pytest.raises(UserError, match=r"report\.html is no folder"):
+        explain(BAG, tmp_path / "model.safetensors", out=tmp_path / "work/report.html/inside")
+
+
+def test_a_folder_has_the_pictures_of_one_explanation_or_none(tmp_path, monkeypatch):
+    model, out = saved(tmp_path), tmp_path / "out"
+
+    def broken(*_, **__):
+        raise RunError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(page, "write_report", broken)
+        with pytest.raises(RunError, match="full"):
+            explain(BAG, model, out=out, blocks=[0])
+    assert [*out.iterdir()] == []
+    explain(BAG, model, out=out, blocks=[0], pictures="fashion-mnist-mini", limit=2)
+    before = {path.name for path in out.iterdir()}
+    assert {"token-00.png", "dynamic.png"} <= before
+    (out / "notes.png").write_bytes(b"mine")
+    found = explain(BAG, model, out=out, blocks=[1])
+    assert {path.name for path in out.iterdir()} == {*(Path(file).name for file in found.files), "notes.png"}
+    assert "token-01.png" in {Path(file).name for file in found.files}
+    with monkeypatch.context() as patch:
+        patch.setattr(page, "write_report", broken)
+        with pytest.raises(RunError, match="full"):
+            explain(BAG, model, out=out, blocks=[1])
+    assert (out / "report.html").exists()
+    assert (out / "token-01.png").exists()
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_pictures_are_a_data_set_s_evaluation_split_or_a_folder_s_own_without_ours(tmp_path):
+    model = saved(tmp_path)
+    for name in (
+        "train/a/1",
+        "train/b/1",
+        "val/a/1",
+        "val/a/2",
+        "val/b/1",
+        "photos/1",
+        "photos/2",
+        "photos/out/picture",
+    ):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9)).save(path)
+    (tmp_path / "photos/made.parquet").touch()
+    (tmp_path / "data").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / split).rename(tmp_path / "data" / split)
+    assert explain(BAG, model, out=tmp_path / "o", pictures=tmp_path / "data").pictures == 3
+    (tmp_path / "photos/out/report.html").write_text(MARK)
+    assert explain(BAG, model, out=tmp_path / "photos/out", pictures=tmp_path / "photos").pictures == 2
 
 
 def test_a_name_that_is_no_utf8_or_looks_like_a_formula_is_shown(tmp_path):

@@ -171,10 +171,21 @@ def test_int8_is_calibrated_on_other_pictures_than_it_is_compared_on(clothes, tm
     assert lot.labels is None
     assert not {*calibration.numbers} & {*lot.numbers}
     assert len(calibration.numbers) == 20
+    calibration, lot = apart([tmp_path], checkpoint, compared=20, calibrated=10)
+    assert max(calibration.numbers) > 50  # of all, not of the first classes
+    assert not {*calibration.numbers} & {*lot.numbers}
     calibration, lot = apart([tmp_path], checkpoint, compared=60, calibrated=20)
     assert "there are only 60 pictures: it is calibrated and compared on the same ones" in capsys.readouterr().err
     assert len(calibration.numbers) == 20
     assert {*calibration.numbers} <= {*lot.numbers}
+
+
+def test_a_data_set_of_other_classes_is_taken_for_its_pictures(model, capsys):
+    calibration, lot = apart(["fashion-mnist-mini"], dynamixer.load(model), compared=48, calibrated=20)
+    assert "accuracy is not measured: " in capsys.readouterr().err
+    splits = open_data("fashion-mnist-mini")
+    assert (len(calibration.pictures), len(lot.pictures)) == (len(splits.train), len(splits.test))
+    assert lot.labels is None
 
 
 def test_accuracies_are_those_of_the_model_and_of_the_file(clothes):
@@ -243,6 +254,26 @@ def test_a_file_that_says_something_else_is_not_kept(model, tmp_path, monkeypatc
             dynamixer.export(model, "pt2", out)
         assert out.read_bytes() == b"what was there before"
         assert [p.name for p in tmp_path.iterdir()] == ["m.pt2"]
+
+
+def test_what_a_library_fails_at_is_a_sentence(model, tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("PytorchStreamWriter failed writing file\nwith much behind it")
+
+    monkeypatch.setitem(export_run.WRITERS, "pt2", full)
+    with pytest.raises(RunError, match=r"m\.pt2 could not be made: PytorchStreamWriter failed writing file\.$"):
+        dynamixer.export(model, "pt2", tmp_path / "m.pt2", data=str(EXAMPLES))
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_missing_library_and_the_weights_of_others_are_found_before_any_work(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_run, "trace", None)
+    (tmp_path / "m.bin").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"m\.bin would be overwritten, and no m\.xml is beside it"):
+        dynamixer.export(model, "openvino", tmp_path / "m.xml")
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(UserError, match=r"this needs nncf: .*openvino"):
+        dynamixer.export(model, "openvino", tmp_path / "o.xml", int8=True, data=EXAMPLES)
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,9 @@ def _open_files(files: list[Path], name: str) -> Source:
         return ParquetSource(files, name)
     if all(file.name.lower().endswith((".tar", *COMPRESSED_ENDINGS)) for file in files):
         return open_tars({"train": files}, name)["train"]
-    other = next(file for file in files if file.suffix.lower() not in (".parquet", ".tar"))
+    other = next((file for file in files if file.suffix.lower() not in (".parquet", ".tar")), None)
+    if other is None:
+        raise UserError(f"{name} means both .parquet files and .tar shards: name those of one kind.")
     raise UserError(f"{other} is not a data set: give a folder of class folders, .parquet files or .tar shards.")
 
 

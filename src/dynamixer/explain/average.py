@@ -68,8 +68,8 @@ class _Moments:
 
     @property
     def variance(self) -> Tensor:
-        """Over what was added."""
-        return self.squares / self.count
+        """Over what was added, as an estimate for all that might be: without bias, of two or more."""
+        return self.squares / (self.count - 1)
 
 
 class _Block:
@@ -112,7 +112,7 @@ class _Block:
             mean=mean.float(),
             variance=variance,
             change=variance**0.5 * mean.shape[-1],
-            dynamic=variance / (variance + fixed) if variance else 0.0,
+            dynamic=min(1.0, variance / (variance * (1 - 1 / moments.count) + fixed)) if variance else 0.0,
             entropy=float(self.entropies[axis].mean.mean()),
         )
 
@@ -123,7 +123,8 @@ def average(
     """The matrices of each block over pictures, and how much they change from one picture to the next.
 
     With P a weight, m its mean over pictures and r the mean of m over its matrix's row, the mean of (P - r)^2 over pictures
-    is var(P) + (m - r)^2. Both terms are averaged over all weights, and `dynamic` is the first as a part of the sum: 0 for
+    is var(P) + (m - r)^2. Both terms are averaged over all weights, and `dynamic` is the first as a part of the sum, as an
+    estimate for all pictures that might be: of N pictures the variance is divided by N - 1. It is 0 for
     matrices that no picture changes, 1 where they have nothing in common but averaging. Matrices that are nearly even can be
     dynamic by this and do little: `change` tells.
 

@@ -260,7 +260,7 @@ def _mixing(
 
 
 def _shares(block: DynaMixerBlock, branches: tuple[str, ...], weights: Tensor | None, images: int) -> dict[str, Tensor]:
-    """How much of a block's output comes from each segment of each branch; for a picture all of them sum to 1.
+    """How much of the sum of a block's branches comes from each segment of each branch; for a picture all of them sum to 1.
 
     Output channel c takes |weight of the branch for c| x sum of |projection to c| from the channels of a segment. That is divided
     by its sum over segments and branches, and averaged over c.

@@ -1,5 +1,7 @@
 """The page of one picture: which pictures are drawn, what is said under them, and the files."""
 
+import io
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +22,8 @@ from dynamixer.plots import prediction_sheet
 from dynamixer.predict import Guess
 from dynamixer.training.report import write_report
 
+WRITTEN = re.compile(r"(picture|receptive|branches|entropy|dynamic|(token|matrices)-\d+)\.png")
+REPORT = "report.html"
 SHOWN = 512  # pixels at least of the photograph's shorter side, for people
 
 
@@ -136,27 +140,39 @@ def write_page(
     rows: Sequence[Mapping[str, object]],
     config: Mapping[str, Any],
 ) -> list[str]:
-    """Write the pictures and report.html; returns the files, the report last.
+    """Write the pictures and report.html in the place of earlier ones; returns the files, the report last.
 
     Raises:
         RunError: a file could not be written.
     """
-    figures, files = [], []
+    pictures: dict[Path, bytes] = {}
+    figures = []
     for name, heading, caption, figure in drawn(found, chosen):
-        path = folder / f"{name}.png"
-        with whole_file(path) as temporary, warnings.catch_warnings():
+        with io.BytesIO() as buffer, warnings.catch_warnings():
             # A class name in a script that the font lacks is drawn as boxes.
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
-            figure.savefig(temporary, format="png")
-        figures.append((heading, caption, path.read_bytes()))
-        files.append(str(path))
+            figure.savefig(buffer, format="png")
+            pictures[folder / f"{name}.png"] = buffer.getvalue()
+        figures.append((heading, caption, pictures[folder / f"{name}.png"]))
     summary: dict[str, object] = {}
     if found.top:
         best = found.top[0]
         summary |= {"most likely class": best.label, "its probability": f"{100 * best.probability:.1f} %"}
     summary["token (row, column)"] = "{}, {}".format(*found.token)
     summary["rank correlation of rollout and gradient"] = in_words(found.flow.rank_correlation)
-    report = folder / "report.html"
+    report = folder / REPORT
+    again = report.exists()
     title = f"How {found.title} is mixed"
-    write_report(report, title=title, summary=summary, config=config, rows=rows, figures=figures, table="Blocks")
-    return [*files, str(report)]
+    try:
+        for path, png in pictures.items():
+            with whole_file(path) as temporary:
+                temporary.write_bytes(png)
+        write_report(report, title=title, summary=summary, config=config, rows=rows, figures=figures, table="Blocks")
+    except BaseException:
+        for path in pictures if not again else ():  # without the report they would pass for somebody else's
+            path.unlink(missing_ok=True)
+        raise
+    for path in folder.iterdir():
+        if WRITTEN.fullmatch(path.name) and path not in pictures:  # of the picture that was explained here before
+            path.unlink()
+    return [*map(str, pictures), str(report)]

@@ -25,8 +25,8 @@ from dynamixer.models.dynamixer import DynaMixer
 PROBES = 16
 LEFT_OUT = (
     "The rollout follows the mixing matrices alone, without the signs that weights have where there is no softmax. It leaves "
-    "out the MLPs, the norms, and that the tokens which are read also generate the weights; it counts the residual as one "
-    "half of every block, and reads evenly from the tokens that a down-sampling merges."
+    "out the MLPs, the norms, each block's last projection, and that the tokens which are read also generate the weights; it "
+    "counts the residual as one half of every block, and reads evenly from the tokens that a down-sampling merges."
 )
 
 
@@ -50,8 +50,8 @@ def receptive(
 
     The rollout (Abnar and Zuidema, 2020, for attention) takes each block for the mean of the identity, which is its residual,
     and of its mixing: row, column and channel parts by the reweighting and the projections (BlockMixing.shares), the channel
-    part an identity too. It leaves out MLPs, norms and the making of the weights. The gradient has all of the network in it,
-    near this picture.
+    part an identity too. It leaves out MLPs, norms, the projection of the branches' sum and the making of the weights.
+    The gradient has all of the network in it, near this picture.
 
     Args:
         model: a DynaMixer.

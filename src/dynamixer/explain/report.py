@@ -1,6 +1,5 @@
 """`dynamixer explain` as a function: pictures, and a page that holds them, of how a model mixes one picture."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,24 +9,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dynamixer.data.decode import BadImage, decode
+from dynamixer.data.base import Source
+from dynamixer.data.decode import SUFFIXES, BadImage, decode
 from dynamixer.data.preprocess import Preprocessing
 from dynamixer.data.sources import open_data
 from dynamixer.device import resolve_device
 from dynamixer.errors import UserError
 from dynamixer.explain.average import Average, average
 from dynamixer.explain.matrices import AXES, Explanation, blocks_of, check_blocks, look
-from dynamixer.explain.page import Findings, notes, photo_of, place, write_page
+from dynamixer.explain.page import REPORT, WRITTEN, Findings, notes, photo_of, place, write_page
 from dynamixer.explain.receptive import Receptive, check_token, receptive
-from dynamixer.files import in_utf8
+from dynamixer.files import check_place, in_utf8
 from dynamixer.logs import log
 from dynamixer.models.checkpoint import load
 from dynamixer.models.dynamixer import DynaMixer
 from dynamixer.models.shipped import DEFAULT
 from dynamixer.predict import Guess, find_pictures, probabilities
 from dynamixer.progress import progress
-
-WRITTEN = re.compile(r"(picture|receptive|branches|entropy|dynamic|(token|matrices)-\d+)\.png")
+from dynamixer.training.report import is_report
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,9 @@ def explain(
     if Path(image).resolve().parent == folder.resolve() and WRITTEN.fullmatch(Path(image).name):
         raise UserError(f"{image} would be overwritten: give --out another folder.")
     _check_folder(folder)
+    check_place(folder / REPORT)
     picture = decode(image)
-    others = _pictures(pictures, limit) if pictures is not None else []
+    others = _pictures(pictures, limit, folder) if pictures is not None else []
     where = resolve_device(device)
     checkpoint = load(model, device=where)
     network = checkpoint.model
@@ -167,23 +167,40 @@ def _check_folder(folder: Path) -> None:
         raise UserError(
             f"{folder} holds a trained model, whose report would be overwritten: give --out another folder."
         )
-    taken = [name for name in there if WRITTEN.fullmatch(name)]
-    if taken and "report.html" not in there:
+    taken = sorted(name for name in there if name == REPORT or WRITTEN.fullmatch(name))
+    if taken and not is_report(folder / REPORT):
         raise UserError(f"{folder / taken[0]} would be overwritten: give --out another folder.")
 
 
-def _pictures(data: str | Path, limit: int) -> list[Callable[[], Image.Image]]:
-    """Pictures to average over, each decoded when it is called for: of a folder, or of a data set's evaluation split."""
-    if Path(data).is_dir() and not list(Path(data).glob("*.parquet")) and not list(Path(data).glob("*.tar")):
-        files = find_pictures([data])
-        every: list[Callable[[], Image.Image]] = [lambda file=file: decode(file) for file in files]  # type: ignore[misc]
+def _pictures(data: str | Path, limit: int, out: Path) -> list[Callable[[], Image.Image]]:
+    """Pictures to average over, each decoded when it is called for: of a data set's evaluation split, or of a folder.
+
+    A folder with pictures of its own is one of pictures, whatever else is in it; those in `out` are left out.
+    """
+    root = Path(data)
+    loose = root.is_dir() and any(path.suffix.lower() in SUFFIXES for path in root.iterdir())
+    source = None if loose else _evaluated(data)
+    if source is not None:
+        every: list[Callable[[], Image.Image]] = [lambda i=i: source.picture(i) for i in range(len(source))]  # type: ignore[misc]
     else:
-        _, source = open_data(data).for_evaluation()
-        every = [lambda i=i: source.picture(i) for i in range(len(source))]  # type: ignore[misc]
+        files = [file for file in find_pictures([data]) if out.resolve() not in file.resolve().parents]
+        every = [lambda file=file: decode(file) for file in files]  # type: ignore[misc]
     if len(every) < 2:
-        raise UserError(f"{data} has one picture: what changes from picture to picture needs two or more.")
+        raise UserError(
+            f"{data} has {'one picture' if every else 'no pictures'}: what changes from picture to picture needs two or more."
+        )
     some = min(limit, len(every))
     return [every[i * len(every) // some] for i in range(some)]
+
+
+def _evaluated(data: str | Path) -> Source | None:
+    """A data set's evaluation split, or None for a folder that is no data set."""
+    try:
+        return open_data(data).for_evaluation()[1]
+    except UserError:
+        if Path(data).is_dir():
+            return None
+        raise
 
 
 def _batches(

@@ -1,6 +1,6 @@
 """Does a written file say what the model says, on real pictures? Letters: B images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,17 +72,7 @@ def apart(data: Sequence[str | Path], checkpoint: Checkpoint, *, compared: int, 
     Raises:
         UserError: nothing is there.
     """
-    try:
-        if len(data) > 1:
-            raise UserError("several --data are taken for pictures without classes.")
-        splits = open_data(data[0])
-        source = match_classes(splits.for_evaluation()[1], checkpoint)
-    except UserError as error:
-        log(f"accuracy is not measured: {error}")
-        lot, others = real_pictures(data, compared), None
-    else:
-        numbers = _spread(source, compared)
-        lot, others = Lot(source, numbers, source.labels[numbers]), splits.train
+    lot, others = _labelled(data, checkpoint, compared)
     if others is not None and others is not lot.pictures:
         return Lot(others, _spread(others, calibrated)), lot
     every = _spread(lot.pictures, compared + calibrated)
@@ -90,11 +80,30 @@ def apart(data: Sequence[str | Path], checkpoint: Checkpoint, *, compared: int, 
     if len(left) < calibrated // 2:
         log(f"there are only {len(lot.pictures):,} pictures: it is calibrated and compared on the same ones")
         left = every
-    return Lot(lot.pictures, left[:calibrated]), lot
+    return Lot(lot.pictures, [left[i] for i in _spread(left, calibrated)]), lot
 
 
-def _spread(pictures: Pictures, count: int) -> list[int]:
-    return np.unique(np.linspace(0, len(pictures) - 1, min(count, len(pictures))).astype(int)).tolist()
+def _labelled(data: Sequence[str | Path], checkpoint: Checkpoint, compared: int) -> tuple[Lot, Pictures | None]:
+    """Pictures to compare on, with their classes where they are the model's; and the training split of their data set."""
+    try:
+        if len(data) > 1:
+            raise UserError("several --data are taken for pictures without classes.")
+        splits = open_data(data[0])
+        source = splits.for_evaluation()[1]
+    except UserError as error:
+        log(f"accuracy is not measured: {error}")
+        return real_pictures(data, compared), None
+    numbers = _spread(source, compared)
+    try:
+        labels = match_classes(source, checkpoint).labels[numbers]
+    except UserError as error:
+        log(f"accuracy is not measured: {error}")
+        return Lot(source, numbers), splits.train
+    return Lot(source, numbers, labels), splits.train
+
+
+def _spread(lot: Sized, count: int) -> list[int]:
+    return np.unique(np.linspace(0, len(lot) - 1, min(count, len(lot))).astype(int)).tolist()
 
 
 def tensors(lot: Lot, preprocessing: Preprocessing, batches: Sequence[int]) -> Iterator[np.ndarray]:

@@ -3,7 +3,7 @@
 Letters: B images.
 """
 
-import importlib
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +33,24 @@ def need(module: str, extra: str) -> Any:
         raise UserError(f"this needs {module}: {install(extra)}") from None
 
 
+LIBRARIES = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+    "pt2": (),
+}
+
+
+def check_libraries(kind: str, int8: bool) -> None:
+    """Refuse a format whose libraries are missing, before the work is done.
+
+    Raises:
+        UserError: which extra to install.
+    """
+    for module in (*LIBRARIES[kind], *(("nncf",) if int8 else ())):
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"this needs {module}: {install(kind)}")
+
+
 def trace(model: nn.Module, shape: tuple[int, int, int, int], dynamic: str) -> torch.export.ExportedProgram:
     """The model as a graph for pictures of a shape, of which nothing, the batch, or the batch and both sides may change.
 
@@ -50,8 +68,10 @@ def trace(model: nn.Module, shape: tuple[int, int, int, int], dynamic: str) -> t
     with torch.no_grad():
         try:
             return torch.export.export(_Plain(model), (example,), dynamic_shapes=shapes)
+        except MemoryError:
+            raise
         except Exception as error:  # of torch's many kinds
-            raise UserError(f"the model cannot be exported with dynamic={dynamic}: {_first(error)}") from None
+            raise UserError(f"the model cannot be exported with dynamic={dynamic}: {first_line(error)}") from None
 
 
 class _Plain(nn.Module):
@@ -86,7 +106,7 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, about: dict[st
             custom_translation_table=translations(),
         )
     except Exception as error:  # of the exporter's many kinds
-        raise RunError(f"torch's ONNX exporter failed: {_first(error)}") from None
+        raise RunError(f"torch's ONNX exporter failed: {first_line(error)}") from None
     names = dict(zip((d for d in made.model.graph.inputs[0].shape if not isinstance(d, int)), _AXES, strict=False))
     for value in (*made.model.graph.inputs, *made.model.graph.outputs):  # s77 and s53 would tell a user nothing
         value.shape = type(value.shape)([names.get(d, d) for d in value.shape])
@@ -152,6 +172,6 @@ RUNNERS = {"onnx": run_onnx, "openvino": run_openvino, "pt2": run_pt2}
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 
 
-def _first(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return f"{lines[0].rstrip('.')}."

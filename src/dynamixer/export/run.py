@@ -13,7 +13,17 @@ import numpy as np
 
 from dynamixer.errors import RunError, UserError, did_you_mean
 from dynamixer.export.check import Agreement, apart, compare, real_pictures, tensors
-from dynamixer.export.formats import RUNNERS, SUFFIXES, WRITERS, Runner, need, save_openvino, trace
+from dynamixer.export.formats import (
+    RUNNERS,
+    SUFFIXES,
+    WRITERS,
+    Runner,
+    check_libraries,
+    first_line,
+    need,
+    save_openvino,
+    trace,
+)
 from dynamixer.export.int8 import IN_FP32, quantise
 from dynamixer.files import check_place, reason
 from dynamixer.logs import log
@@ -53,7 +63,7 @@ def export(
     dynamic: str = "batch",
     batch_size: int = 1,
     size: int | tuple[int, int] | None = None,
-    data: Sequence[str | Path] | None = None,
+    data: str | Path | Sequence[str | Path] | None = None,
     int8: bool = False,
 ) -> Exported:
     """Write a trained model for other runtimes, run the file on real pictures, and keep it if it says what the model says.
@@ -78,6 +88,7 @@ def export(
         UserError: what was asked for does not go together, or a library is missing.
         RunError: the file says something else than the model (it is not kept), or it cannot be written.
     """
+    data = [data] if isinstance(data, str | Path) else data
     _check(format, dynamic, batch_size, size, int8, data)
     checkpoint = load(model)
     preprocessing = checkpoint.at(size)
@@ -86,6 +97,9 @@ def export(
     if path.suffix != SUFFIXES[format] or path.is_dir():
         raise UserError(f"{path} is not a name for {format}: it has to end in {SUFFIXES[format]} and not be a folder.")
     check_place(path)
+    weights = path.with_suffix(".bin")
+    if format == "openvino" and weights.exists() and not path.exists():
+        raise UserError(f"{weights} would be overwritten, and no {path.name} is beside it: give --out another name.")
     about = metadata(checkpoint, dynamic, batch_size, int8)
     calibration, lot = None, None
     if int8 and data:
@@ -118,6 +132,10 @@ def export(
             kept = _keep(files, path)
     except OSError as error:
         raise RunError(f"{path} could not be written: {reason(error)}.") from None
+    except (UserError, RunError, MemoryError):
+        raise
+    except Exception as error:  # of the libraries' many kinds; a full disk is a RuntimeError of torch's
+        raise RunError(f"{path} could not be made: {first_line(error)}") from None
     return Exported(kept, format, dynamic, int8, sum(file.stat().st_size for file in kept), agreement, in_fp32)
 
 
@@ -155,6 +173,7 @@ def _check(
         raise UserError("with dynamic=all the file takes every size: leave size out.")
     if int8 and format != "openvino":
         raise UserError("int8 is made by OpenVINO: give format=openvino.")
+    check_libraries(format, int8)
     if int8 and not data:
         raise UserError("int8 is calibrated on pictures like those that it will see: give some (--data).")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dynamixer.files import write_text
 
+MARK = '<meta name="generator" content="dynamixer">'
 NOTHING = "\N{EN DASH}"
 STYLE = """
 :root { color-scheme: light dark; --paper: #fbfaf8; --card: #fff; --ink: #23272e; --soft: #666d78; --line: #e5e2dc;
@@ -50,6 +51,11 @@ thead + tbody tr:first-child td { border-top: 0 }
 """
 
 
+def is_report(path: Path) -> bool:
+    """Whether a file is a page that `write_report` made."""
+    return path.is_file() and MARK.encode() in path.read_bytes()[:2000]
+
+
 def write_report(
     path: Path,
     *,
@@ -88,6 +94,7 @@ def write_report(
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+{MARK}
 <title>{_text(title)}</title>
 <link rel="icon" href="data:,">
 <style>{STYLE}</style>
