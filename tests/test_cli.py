@@ -125,6 +125,15 @@ def test_models_lists_sizes():
     assert "dynamixer_m" not in stdout
 
 
+def test_a_model_of_a_plug_in_that_cannot_be_counted_is_named_and_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(dynamixer, "plugin_models", ["resnet10t", "not_there"])
+    cli.main(["models", "[rn]*", "--json"], standalone_mode=False)
+    out, err = capsys.readouterr()
+    (row,) = json.loads(out)["models"]
+    assert (row["model"], row["parameters"]) == ("resnet10t", 5_435_488)
+    assert "not_there cannot be counted: UserError: " in err
+
+
 @pytest.mark.parametrize(
     "command",
     [[], ["data", "verify"], *([name] for name in cli.commands)],
@@ -205,6 +214,7 @@ def test_the_version_is_the_packages():
         (["data", "verify"], "Missing argument"),
         (["data", "verfy"], "No such command 'verfy'"),
         (["models", "dynamixer_xx"], "no model matches"),
+        (["reproduce", "--pages", "docs", "--results", "nowhere"], r"nowhere has no results \(runs.csv\)"),
         (["trian"], "No such command 'trian'"),
         (["predict", "x.png", "--model", "y", "--sheet", "sheet.jpg"], "has to end in .png"),
         (["predict", "x.png", "--model", "y", "--embeddings"], "go with --out"),

@@ -115,6 +115,10 @@ def test_features_only_gives_nchw_maps_as_feature_info_says():
     assert [m.shape[1] for m in maps] == model.feature_info.channels() == [192, 384, 384, 384]
     assert model.feature_info.reduction() == [7, 14, 14, 14]
     assert [m.shape[2:] for m in maps] == [(8, 10), (4, 5), (4, 5), (4, 5)]
+    shape = {"depths": (1, 1), "dims": (16, 32), "segments": (2, 4), "reduced": 2}
+    assert len(timm.create_model("dynamixer_nano", features_only=True, **shape).feature_info) == 2
+    with pytest.raises(dynamixer.UserError, match="feature_cls='hook' would give maps as NHWC"):
+        timm.create_model("dynamixer_nano", features_only=True, feature_cls="hook")
     two = timm.create_model("dynamixer_nano", features_only=True, out_indices=(0, 1))
     assert [m.shape for m in two(pictures())] == [(2, 64, 16, 16), (2, 128, 8, 8)]
 

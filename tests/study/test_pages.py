@@ -53,7 +53,8 @@ def test_what_the_readme_says_is_what_the_results_say():
         dynamic, plain = gain("dynamic", "static", dataset), gain("dynamic_plain", "static_plain", dataset)
         assert "dynamic matrices beat static ones, with the softmax and without" in told
         assert dynamic.sign == plain.sign == 1
-        assert "dropping the softmax gains about as much" in told
+        assert "dropping the softmax gains points too (whether more or fewer is not settled)" in told
+        assert gain("dynamic_plain", "dynamic", dataset).sign == 1
         gains = [
             {seed: a[seed] - b[seed] for seed in a.keys() & b.keys()}
             for a, b in (
@@ -62,7 +63,6 @@ def test_what_the_readme_says_is_what_the_results_say():
             )
         ]
         assert paired(*gains).sign == 0
-        assert abs(paired(*gains).mean) < 1
         assert "static matrices without it beat dynamic ones with it" in told
         assert gain("static_plain", "dynamic", dataset).sign == 1
     peers = [gain(row, "dynamic") for row in ("gmlp", "mixer")]
@@ -177,7 +177,6 @@ def test_further_differences_are_not_corrected_and_weigh_the_softmax(tmp_path):
     )
     assert "- what being dynamic gains with the softmax, less what it gains without: -2.01 [" in told
     assert "- what dropping the softmax gains, less what being dynamic gains with it: +2.02 [" in told
-    assert told.endswith("gains 2.0 times what being dynamic gains with it, and 1.0 times what it gains without it.")
     assert not further("cifar10", Results(tmp_path / "none"))
 
 
@@ -217,7 +216,7 @@ def test_beyond_the_paper(tmp_path):
     assert "| row | seeds | epoch 1 | epoch 5 |" in text
     assert "| dynamic less static | 3 | +1.99 [" in text
     assert "| dynamic | 39.90 ± 0.10 (3) | 45.00 ± 0.00 (3) |" in text
-    assert "| dynamic | 0.00 | 0.25 | 0.12 | 0.50 | 0.75 |" in text
+    assert "| dynamic | 3 | 0.00 | 0.25 | 0.12 | 0.50 | 0.75 |" in text
     assert "| dynamic | 60.20 ± 0.16 (5) | 60.10 ± 0.10 (3) | 60.10 ± 0.10 (3) |" in text
     assert "| dynamic | 55.10 ± 0.10 (3) | 55.10 ± 0.10 (3) | 60.10 ± 0.10 (3) | 55.10" in text
     assert len(pictures) == 8

@@ -169,6 +169,13 @@ def test_other_pictures_are_another_study(place, tmp_path):
             go(place, tmp_path / "results")
     note.write_text(json.dumps(known))
     assert go(place, tmp_path / "results").done == 5
+    shutil.rmtree(tmp_path / "results")
+    corrupted = Place(place.work, place.train, place.test, tmp_path)
+    (tmp_path / "fog-1.parquet").write_bytes(b"as first made")
+    go(corrupted, tmp_path / "results", WANTED[:1])
+    (tmp_path / "fog-1.parquet").write_bytes(b"made of others")
+    with pytest.raises(UserError, match="holds results of other pictures of cifar10, corrupted, or"):
+        go(corrupted, tmp_path / "results")
 
 
 def test_a_second_queue_is_refused(place, tmp_path):

@@ -60,7 +60,7 @@ MUTATIONS = [
     "device=tpu", "opt=adamwow", "model=dynamixer_nanoo", "model.softmx=false", "model.generator=statc", "model.depths=[1,1]",
     "model.img_size=64", "sizes=[0]", "sizes=[a]", "size=-3", "accumulate=5", "weights=nowhere", "teacher=nowhere", "lonely",
     "ablate:nothing", "patience=3 holdout=0", "accumulate=64 mixup=0.5", "scale=0.5", "--config nothing.yaml",
-    "model.generator=static model.reduced=8",
+    "model.generator=static model.reduced=8", "ema_warmup=true", "warmup_lr=1e-5 warmup_epochs=0",
     "--resume sometimes", "--bogus", *(f"--config {name}" for name in FILES if name != "empty.yaml"),
 ]  # fmt: skip
 

@@ -42,7 +42,7 @@ def bench(
     parts: bool,
     **plan: Any,
 ) -> None:
-    """Measure how fast models are on this machine: ours, or any model of timm.
+    """Measure how fast models are on this machine's processor: ours, or any model of timm.
 
     \b
       dynamixer bench                                       dynamixer_tiny
@@ -91,8 +91,8 @@ def bench(
     else:
         found = speed.bench(names, speed.Plan(**plan))
         text = report.table(found)
-        if roofline is not None:
-            report.roofline(found, roofline)
     print_result(as_json, found, text)
     if out is not None:
         write_text(out, json.dumps(found, indent=2) + "\n")
+    if roofline is not None:
+        report.roofline(found, roofline)

@@ -16,9 +16,12 @@ def models(pattern: str, as_json: bool) -> None:
     Where weights ship, it says with which accuracy on which test pictures.
     """
     import timm  # noqa: PLC0415
+    import torch  # noqa: PLC0415
 
     import dynamixer  # noqa: PLC0415
+    from dynamixer.data.preprocess import native_size  # noqa: PLC0415
     from dynamixer.errors import UserError, did_you_mean  # noqa: PLC0415
+    from dynamixer.logs import log  # noqa: PLC0415
     from dynamixer.models import count  # noqa: PLC0415
     from dynamixer.models.checkpoint import create_model, load  # noqa: PLC0415
     from dynamixer.models.shipped import shipped  # noqa: PLC0415
@@ -29,10 +32,15 @@ def models(pattern: str, as_json: bool) -> None:
         raise UserError(f"no model matches {pattern!r}: {did_you_mean(pattern, known)}")
     rows = []
     for name in names:
-        model = create_model(name, device="meta")
-        parameters, multiply_adds = count(model)
-        size = model.default_cfg["input_size"][1]  # type: ignore[index]
-        about = (timm.model_entrypoint(name).__doc__ or "").splitlines()[0]
+        try:
+            with torch.device("meta"):
+                model = create_model(name)
+            parameters, multiply_adds = count(model)
+            size = native_size(model)[0]
+        except Exception as error:  # of a plug-in's model
+            log(f"{name} cannot be counted: {type(error).__name__}: {error}")
+            continue
+        about = (timm.model_entrypoint(name).__doc__ or "").strip().partition("\n")[0]
         trained = {} if shipped(name) is None else load(name).trained
         weights = {"data": trained["data"], "top1": trained["test"]["top1"]} if trained else None
         numbers = {"parameters": parameters, "multiply_adds": multiply_adds, "size": size}

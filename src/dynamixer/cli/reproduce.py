@@ -86,6 +86,8 @@ def reproduce(
         raise UserError("--pages, --times and --summary are things to do: give one of them.")
     if (pages is not None or times or summary) and (words or table is not None or only is not None):
         raise UserError("KEY=VALUE, --table and --only are of runs: --pages, --times and --summary take none of them.")
+    if (summary or pages is not None) and not (results / "runs.csv").is_file():
+        raise UserError(f"{results} has no results (runs.csv): give the --results that runs were made with.")
     if summary:
         from dynamixer.study.pages import summary as summarised  # noqa: PLC0415
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from timm.layers import to_2tuple
 from torch import Tensor
 
 import dynamixer.models.dynamixer
@@ -75,6 +76,8 @@ def from_config(path: Path) -> dict[str, Any]:
         if pretrained.get("crop_mode", "center") != "center":
             raise UserError(f"{path} asks for crop_mode {pretrained['crop_mode']!r}, and only 'center' is known here.")
         _, height, width = pretrained["input_size"]
+        if str(config["architecture"]).startswith("dynamixer_"):  # timm leaves the size before set_input_size there
+            height, width = to_2tuple(config.get("model_args", {}).get("img_size", (height, width)))
         values = {key: pretrained[key] for key in ("mean", "std", "interpolation", "crop_pct") if key in pretrained}
         preprocessing = _preprocessing({**values, "size": [height, width]}, path)
         count = config.get("num_classes", pretrained.get("num_classes"))

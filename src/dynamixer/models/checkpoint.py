@@ -216,7 +216,8 @@ def load(model: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint
         raise UserError(f"{path} was not written by dynamixer: its header does not say which model it is of.")
     _check_weights(weights, path)
     check_depths(about, weights, path)
-    built = _built(about, weights, path)
+    built: Any = _built(about, weights, path)
+    built.pretrained_cfg = built.default_cfg = _cfg_of(about, built)
     return Checkpoint(
         model=built.eval().to(device),
         name=about["model"],
@@ -226,6 +227,15 @@ def load(model: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint
         trained=about["trained"],
         path=path,
     )
+
+
+def _cfg_of(about: dict[str, Any], model: Any) -> dict[str, Any]:
+    """What timm asks a model for: its own, with the preprocessing and the classes that the file names."""
+    preprocessing: Preprocessing = about["preprocessing"]
+    values = preprocessing.to_dict()
+    shape = (len(preprocessing.mean), *values.pop("size"))
+    classes = {"num_classes": len(about["classes"]), "label_names": tuple(about["classes"])}
+    return {**model.default_cfg, "file": "", **values, "input_size": shape, **classes}
 
 
 def _check_weights(weights: Mapping[str, Tensor], path: Path) -> None:

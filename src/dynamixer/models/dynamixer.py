@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from dynamixer.errors import UserError
 from dynamixer.layers import AxisMixer, MixerLayer, PatchConv, Stage
 from dynamixer.mixing import Generator, Mixing
-from dynamixer.models.shipped import at_size, pretrained_cfg
+from dynamixer.models.shipped import forget_names, pretrained_cfg
+from dynamixer.models.sizes import at_size, record_size
 from dynamixer.models.variants import VARIANTS
 from dynamixer.ops.resample import same_length
 
@@ -137,7 +138,6 @@ class DynaMixer(nn.Module):
             grids.append((grid[0], grid[1]))
         return grids
 
-    @torch.jit.ignore
     def init_weights(self) -> None:
         """Linear weights truncated normal with std 0.02 and biases 0; convolutions and norms keep PyTorch's start."""
         for module in self.modules():
@@ -148,12 +148,10 @@ class DynaMixer(nn.Module):
             elif isinstance(module, AxisMixer):
                 module.init_weights()
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters that are no one-dimensional ones and still take no weight decay: none."""
         return set()
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Depth groups for layer-wise learning-rate decay: by stage if `coarse`, else by layer."""
         fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
@@ -162,13 +160,11 @@ class DynaMixer(nn.Module):
             "blocks": [(r"^stages\.(\d+)", None), (r"^norm", (99999,))] if coarse else fine,
         }
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each layer in the backward pass instead of keeping its activations."""
         for stage in self.stages:
             stage.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """The Linear layer that gives the logits."""
         return self.head
@@ -186,7 +182,6 @@ class DynaMixer(nn.Module):
             nn.init.zeros_(self.head.bias)
         self.head.train(self.training)
 
-    @torch.jit.ignore
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Make another picture size native, in pixels: to fine-tune there, or to spare the resampling on every call.
 
@@ -196,6 +191,7 @@ class DynaMixer(nn.Module):
         for stage, grid in zip(self.stages, self._grids(img_size, self.patch_size, halvings), strict=True):
             stage.set_grid(grid)
         self.img_size = to_2tuple(img_size)
+        record_size(self, self.img_size)
 
     def _tokens(self, x: Tensor) -> Tensor:
         if not self.enlarge:
@@ -303,10 +299,14 @@ default_cfgs = generate_default_cfgs({name: _cfg(name) for name in VARIANTS})
 def _create(name: str, pretrained: bool, **kwargs: Any) -> DynaMixer:
     v = VARIANTS[name]
     numbers = {key: value for key, value in vars(v).items() if key != "crop_pct"}
-    feature_cfg = {"out_indices": tuple(range(len(v.depths))), "feature_cls": "getter"}
+    if kwargs.get("feature_cls") in ("hook", "fx"):
+        raise UserError(f"feature_cls={kwargs['feature_cls']!r} would give maps as NHWC: leave it out.")
+    feature_cfg = {"out_indices": tuple(range(len(kwargs.get("depths", v.depths)))), "feature_cls": "getter"}
     model: DynaMixer = build_model_with_cfg(
         DynaMixer, name, pretrained, pretrained_filter_fn=at_size, feature_cfg=feature_cfg, **(numbers | kwargs)
     )
+    if not pretrained:
+        forget_names(model, name)
     return model
 
 

@@ -196,6 +196,7 @@ def _depth(results: Results, dataset: str) -> tuple[str, dict[str, Picture]]:
     table = [
         [
             ROWS[row].label,
+            str(len({line["seed"] for line in every[row]})),
             *(f"{_mean([figures['dynamic'][row][float(b)]]):.2f}" for b in blocks),
             *(f"{whole[key][row]:.2f}" for key in keys),
         ]
@@ -205,7 +206,7 @@ def _depth(results: Results, dataset: str) -> tuple[str, dict[str, Picture]]:
     title = "Part of the matrices that changes with the picture"
     moving = {row: found for row, found in figures["dynamic"].items() if ROWS[row].model.get("generator") != "static"}
     picture = series(title, "block", "dynamic, 0 to 1", _values(moving))
-    head = ["row", *(f"block {b}" for b in blocks), *(f"{key}, all" for key in keys)]
+    head = ["row", "seeds", *(f"block {b}" for b in blocks), *(f"{key}, all" for key in keys)]
     text = (
         f"Over {PICTURES} test pictures, means over rows and columns of the grid and over seeds: the part of what tells the\n"
         "matrices apart from plain averaging that changes with the picture (`dynamic`, by block and over all), how far a weight\n"

@@ -126,9 +126,7 @@ def jobs_left(
             _, test = open_data(place.test[run.dataset]).for_evaluation()
             results.check_data(f"{run.dataset}, test", digest_of((test, np.arange(len(test)))))
             if run.dataset == "cifar10" and place.corrupted is not None:
-                about = place.corrupted / "about.json"  # of how they were made
-                made = hashlib.sha256(about.read_bytes() if about.is_file() else b"").hexdigest()
-                results.check_data("cifar10, corrupted", made)
+                results.check_data("cifar10, corrupted", _digest(place.corrupted))
             counted[run.dataset] = len(data.train_indices)
         epoch = min(config.limit_train or counted[run.dataset], counted[run.dataset])
         job = Job(run, config, parts, place.work / str(run), epoch, training="runs" in parts)
@@ -137,6 +135,15 @@ def jobs_left(
         else:
             lost.append(str(run))
     return jobs, lost
+
+
+def _digest(folder: Path) -> str:
+    """A hash of the Parquet files in a folder, names and bytes."""
+    whole = hashlib.sha256()
+    for path in sorted(folder.glob("*.parquet")):
+        with path.open("rb") as file:
+            whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -1,6 +1,5 @@
 """The tables and sentences of docs/evidence.md, from the results."""
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,7 +198,7 @@ def contrasts(dataset: str, results: Results) -> str:
 
 
 def further(dataset: str, results: Results) -> str:
-    """Other differences, uncorrected, and how much the softmax costs beside what being dynamic gains."""
+    """Other differences, uncorrected; also what dropping the softmax gains less what being dynamic gains."""
     out = []
     tops = {row: results.tops(dataset, row) for pair in FURTHER for row in pair[:2]} | {
         row: results.tops(dataset, row) for row in MAIN
@@ -216,14 +215,7 @@ def further(dataset: str, results: Results) -> str:
             out.append(f"- {words}: {interval_text(d)} points over {d.seeds} seed{'s' * (d.seeds > 1)}: {p}")
     if not out:
         return ""
-    text = "\n".join(["Further differences, chosen when results had been seen, not corrected:", "", *out])
-    with_it, without, dropping = (statistics.fmean(gain.values()) if gain else 0 for gain in gains)
-    if min(with_it, without, dropping) > 0:
-        text += (
-            f"\n\nDropping the softmax gains {dropping / with_it:.1f} times what being dynamic gains with it, "
-            f"and {dropping / without:.1f} times what it gains without it."
-        )
-    return text
+    return "\n".join(["Further differences, chosen when results had been seen, not corrected:", "", *out])
 
 
 def _less(a: Mapping[int, float], b: Mapping[int, float]) -> dict[int, float]:
@@ -233,7 +225,8 @@ def _less(a: Mapping[int, float], b: Mapping[int, float]) -> dict[int, float]:
 def short(results: Results) -> str:
     """The main comparisons in a table, and the other reading of the paper's, for who reads no further; or nothing yet."""
     lines = []
-    for a, b, words, paper in (*CONTRASTS, (*FURTHER[0], CONTRASTS[0][3])):
+    seen = (*FURTHER[0][:2], f"{FURTHER[0][2]} (chosen when results had been seen)", CONTRASTS[0][3])
+    for a, b, words, paper in (*CONTRASTS, seen):
         found = [paired(results.tops(dataset, a), results.tops(dataset, b)) for dataset in DATASETS]
         cells = [NOT_RUN if d is None else f"{interval_text(d)}, {d.seeds} seed{'s' * (d.seeds > 1)}" for d in found]
         lines.append((words, *cells, NOTHING if paper is None else signed(paper, 1)))

@@ -125,6 +125,10 @@ class TrainConfig:
             raise UserError(
                 "color_jitter beside auto_augment has no effect: a policy has colours of its own. Give one of them."
             )
+        if self.ema_warmup and self.ema is None:
+            raise UserError("ema_warmup is of averaged weights: give ema, their decay, such as ema=0.999.")
+        if self.warmup_lr is not None and not self.warmup:
+            raise UserError(f"warmup_lr={self.warmup_lr} is of no use without warmup_epochs.")
         if self.teacher is None and (self.distill, self.temperature) != (0.5, 1.0):
             raise UserError("distill and temperature are of no use without a teacher.")
         if self.warmup + self.cooldown_epochs >= self.epochs:
@@ -229,7 +233,7 @@ def values_of(words: typing.Iterable[str]) -> dict[str, Any]:
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key:
-            raise UserError(f"{word!r} is not a key=value word.")
+            raise UserError(f"{word!r} is not a key=value word; the name of a recipe comes before all of them.")
         try:
             values[key] = text if _TYPES.get(key) in (str, str | None) and text != "none" else yaml.safe_load(text)
         except (yaml.YAMLError, ValueError):  # a ValueError for a date that does not exist
