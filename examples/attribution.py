@@ -1,6 +1,6 @@
 """Which pixels speak for a class: captum's methods on a DynaMixer, in one picture.
 
-pip install 'dynamixer[explain]'
+pip install '.[explain]'
 python examples/attribution.py photo.jpg runs/first attribution.png
 """
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from scipy.optimize import minimize_scalar
 from torch.nn.functional import cross_entropy
 
@@ -101,11 +100,11 @@ def main() -> None:
         save_checkpoint(staged, checkpoint.model.state_dict(), **about)
         recipes = {Path(run).name: changed(run) for run in asked.runs}
         recipes["afterwards"] = {"classifier_times": round(factor, 3)}
-        (staged.parent / "config.yaml").write_text(yaml.safe_dump(recipes, sort_keys=False), encoding="utf-8")
-        folder = write_folder(staged, FOLDER / checkpoint.name, name=checkpoint.name, half=True)
+        options = {"name": checkpoint.name, "recipe": recipes}
+        folder = write_folder(staged, FOLDER / checkpoint.name, half=True, **options)
         lost = abs(dynamixer.evaluate(folder, asked.test)["top1"] - whole["top1"])
         if lost > ALLOWED:
-            write_folder(staged, FOLDER / checkpoint.name, name=checkpoint.name)
+            write_folder(staged, FOLDER / checkpoint.name, **options)
     for page in PAGES:
         page.write_text(MARKS.sub(rf"\g<1>{table()}\n\2", page.read_text(encoding="utf-8"), count=1), encoding="utf-8")
     size = (folder / WEIGHTS).stat().st_size / 1e6

@@ -45,7 +45,11 @@ tiny)
         auto_augment=rand-m5-n1-inc1 precision=bf16 checkpoint_every=100 "${photographs[@]}" batch_size=32 ema=0.999
     train tiny-128-3 finetune weights="$runs/tiny-96" size=128 epochs=3 warmup_epochs=0.3 lr=5e-4 layer_decay=none precision=bf16 \
         checkpoint_every=50 "${photographs[@]}" batch_size=32 scale=0.4
-    .venv/bin/python tools/ship.py "$runs"/tiny-{64,128,64-2,128-2,96,128-3} --test "$data/val.parquet" --data "Imagenette (fast.ai, 128 px)"
+    train tiny-128-4 imagenette_tiny weights="$runs/tiny-128-3" size=128 epochs=15 warmup_epochs=0.3 lr=1e-3 cutmix=1.0 \
+        auto_augment=rand-m5-n1-inc1 precision=bf16 checkpoint_every=50 "${photographs[@]}" batch_size=32 ema=0.999
+    train tiny-128-5 finetune weights="$runs/tiny-128-4" size=128 epochs=3 warmup_epochs=0.2 lr=5e-4 layer_decay=none precision=bf16 \
+        checkpoint_every=50 "${photographs[@]}" batch_size=32 ema=0.999 scale=0.4
+    .venv/bin/python tools/ship.py "$runs"/tiny-{64,128,64-2,128-2,96,128-3,128-4,128-5} --test "$data/val.parquet" --data "Imagenette (fast.ai, 128 px)"
     ;;
 *)
     echo "error: $which is none of: nano, nano_plus, tiny" >&2

@@ -45,6 +45,7 @@ def write_folder(
     *,
     name: str | None = None,
     license: str = LICENSE,
+    recipe: dict[str, Any] | None = None,
     half: bool = False,
 ) -> Path:
     """Write model.safetensors, config.json and README.md (the model card) to a folder.
@@ -56,6 +57,7 @@ def write_folder(
         out: the folder, new or one that this wrote; by default the model's name and "-hub" in the current folder.
         name: OWNER/NAME that it will have on the hub; by default the folder's name stands for NAME.
         license: identifier of the licence of the weights, as Hugging Face lists them.
+        recipe: what the card says of the training; by default what the run folder's config.yaml says.
         half: store the weights in fp16, which takes half the bytes; they are computed with in fp32 all the same.
 
     Raises:
@@ -85,7 +87,8 @@ def write_folder(
         trained=checkpoint.trained,
     )
     write_text(folder / CONFIG, json.dumps(timm_config(checkpoint), indent=2) + "\n")
-    recipe = _recipe(path.parent / "config.yaml") if path.name in MEMBERS else {}
+    if recipe is None:
+        recipe = _recipe(path.parent / "config.yaml") if path.name in MEMBERS else {}
     write_text(folder / CARD, model_card(checkpoint, name or f"OWNER/{folder.name}", license=license, recipe=recipe))
     return folder
 

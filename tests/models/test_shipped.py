@@ -32,6 +32,9 @@ def test_what_ships_is_small_and_has_cards():
         card = (shipped.FOLDER / name / "README.md").read_text()
         assert f"| top-1 | {trained['test']['top1']:.2f} % |\n" in card
         assert "seed" in trained
+        assert "```yaml\n" in card  # the recipes of all stages
+        assert "  classifier_times: " in card
+        assert card.count("ema_warmup: true") == card.count("ema: 0.99")
         assert "/" not in trained["data"]
 
 

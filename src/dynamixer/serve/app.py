@@ -174,6 +174,8 @@ class Service:
             return answer(self.average)
         if self.average_missing == NO_AVERAGE:
             raise Refused(404, NO_AVERAGE)
+        if self.average_tried.is_set():  # asking again does not help
+            raise Refused(500, self.average_missing)
         raise Refused(503, self.average_missing, retry_after=2)
 
     async def get_samples(self, request: Request) -> Response:

@@ -221,6 +221,7 @@ class Classifier:
             "classes": list(checkpoint.classes),
             "preprocessing": checkpoint.preprocessing.to_dict(),
             "trained": checkpoint.trained,
+            "shows_all": self.shows_all,
             "mixing": None,
             "blocks": [
                 {"block": number, "stage": layout.stage, "segments": layout.segments, "weights": layout.weights}

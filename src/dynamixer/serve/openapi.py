@@ -165,6 +165,7 @@ _SCHEMAS: dict[str, Any] = {
     "Model": _object(
         model=_STRING, parameters=_INTEGER, classes={"type": "array", "items": _STRING}, preprocessing={"type": "object"},
         trained={"type": "object"}, mixing={"type": ["object", "null"]},
+        shows_all={"type": "boolean", "description": "whether /v1/mixing gives all blocks in one answer"},
         blocks={"type": "array", "items": _object(block=_INTEGER, stage=_INTEGER, segments=_INTEGER, weights=_INTEGER)},
         limits={"type": "object"},
     ),

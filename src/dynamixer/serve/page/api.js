@@ -45,12 +45,22 @@ async function ask(path, options = {}) {
   return response;
 }
 
-export const getJson = async (path) => (await ask(path)).json();
-export const getBlob = async (path, signal) => (await ask(path, { signal })).blob();
+// The body of an answer, which may be cut off on its way.
+async function body(response, kind) {
+  try {
+    return await response[kind]();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refusal(0, "The answer was cut off on its way: try again.");
+  }
+}
+
+export const getJson = async (path) => body(await ask(path), "json");
+export const getBlob = async (path, signal) => body(await ask(path, { signal }), "blob");
 
 export async function postPicture(path, blob, signal) {
   const headers = { "Content-Type": "application/octet-stream" };
-  return (await ask(path, { method: "POST", body: blob, headers, signal })).json();
+  return body(await ask(path, { method: "POST", body: blob, headers, signal }), "json");
 }
 
 // Ask again while the server says that it is not ready yet.

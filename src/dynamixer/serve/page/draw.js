@@ -25,6 +25,12 @@ function prepare(canvas, width, height) {
   return context;
 }
 
+// A picture as it is; nothing where there is none.
+export function drawPlain(canvas, width, height, image) {
+  const context = prepare(canvas, width, height);
+  if (image) context.drawImage(image, 0, 0, width, height);
+}
+
 // The photograph without most of its colour and light, which the tokens get back.
 export function dimmed(image) {
   const canvas = document.createElement("canvas");

@@ -9,7 +9,7 @@ const get = (id) => document.getElementById(id);
 const PACE = 800; // milliseconds for each block while playing
 
 const app = {
-  model: null, samples: [], averaged: 0, average: null, panels: [], playing: null, frame: null, speak: null,
+  model: null, samples: [], averaged: 0, noAverage: "", average: null, panels: [], playing: null, frame: null, speak: null,
   view: { block: 0, segment: 0, show: "picture", place: { u: 0.45, v: 0.45 }, held: false },
 
   changed() {
@@ -35,6 +35,12 @@ const app = {
     this.show(this.view.block + by);
   },
 
+  // By hand: then it does not play on.
+  choose(block) {
+    play(false);
+    this.show(block);
+  },
+
   askForToken(sentence) {
     get("token").hidden = false;
     get("token-error").textContent = sentence;
@@ -54,12 +60,13 @@ const app = {
       get("segment").value = view.segment = Math.min(view.segment, segments);
       if (view.segment) say(get("segment-text"), `${view.segment} of ${segments}`, "");
       else say(get("segment-text"), "mean", ` of all ${segments}`);
-      get("block").setAttribute("aria-valuetext", get("block-text").value);
-      get("segment").setAttribute("aria-valuetext", get("segment-text").value);
-      get("show-text").textContent = this.explanation();
+      get("block").setAttribute("aria-valuetext", get("block-text").textContent);
+      get("segment").setAttribute("aria-valuetext", get("segment-text").textContent);
+      get("show-text").textContent = this.explanation() + this.noAverage;
     }
     for (const panel of this.panels) panel.draw();
     clearTimeout(this.speak);
+    if (this.playing) return; // it would be told of every block
     this.speak = setTimeout(() => {
       get("spoken").textContent = this.panels.map((panel) => panel.spoken ?? "").join(" ");
     }, 400);
@@ -70,7 +77,7 @@ const app = {
     const scale = this.model.mixing.softmax ? "The dashed line is an even share" : "Weights may be negative: violet, dashed";
     return {
       picture: `${scale}${this.average ? `; the small marks are ${average}` : ""}.`,
-      average: `You see ${average}: what a model with one fixed matrix could do at best.`,
+      average: `You see ${average}: the part that does not depend on the picture.`,
       difference: `This picture minus ${average}. Violet, dashed: this picture reads less there.`,
     }[this.view.show];
   },
@@ -78,6 +85,7 @@ const app = {
 
 // A text whose end is left out where there is little room.
 function say(output, text, more) {
+  if (output.textContent === text + more) return; // it would be read aloud again
   output.replaceChildren(text, Object.assign(document.createElement("span"), { className: "wide", textContent: more }));
 }
 
@@ -86,7 +94,10 @@ function play(on) {
   app.playing = null;
   get("play").setAttribute("aria-pressed", String(on));
   get("play").querySelector(".text").textContent = on ? "Stop" : "Play through the depth";
-  if (!on) return;
+  if (!on) {
+    app.changed(); // what was not read aloud while it played is now
+    return;
+  }
   const last = app.model.blocks.length - 1;
   app.show(app.view.block === last ? 0 : app.view.block);
   app.playing = setInterval(() => {
@@ -111,8 +122,7 @@ function compare(on) {
 function listen() {
   get("play").addEventListener("click", () => play(!app.playing));
   get("block").addEventListener("input", (event) => {
-    play(false);
-    app.show(Number(event.target.value));
+    app.choose(Number(event.target.value));
   });
   get("segment").addEventListener("input", (event) => {
     app.view.segment = Number(event.target.value);
@@ -144,7 +154,8 @@ function describe(model) {
   get("about").textContent = facts.join(" · ");
   const { mixing } = model;
   const notes = [];
-  if (!mixing) notes.push("This model is not a DynaMixer: it has no mixing matrices to show, and classifies all the same.");
+  if (!mixing && model.blocks.length) notes.push("Its matrices are too many for one page: it classifies all the same, and /v1/mixing gives some blocks at a time.");
+  else if (!mixing) notes.push("This model is not a DynaMixer: it has no mixing matrices to show, and classifies all the same.");
   else {
     if (!mixing.row) notes.push("This model mixes along columns only.");
     if (!mixing.column) notes.push("This model mixes along rows only.");
@@ -169,6 +180,7 @@ async function start() {
       await new Promise((resolve) => setTimeout(resolve, 500));
     }
     app.model = await getJson("v1/model");
+    if (!app.model.shows_all) app.model.mixing = null;
     const { samples, averaged } = await getJson("v1/samples");
     Object.assign(app, { samples, averaged });
   } catch (error) {
@@ -182,7 +194,7 @@ async function start() {
   }
   describe(app.model);
   get("description").hidden = hasToken();
-  get("controls").hidden = !app.model.mixing;
+  for (const id of ["controls", "lead"]) get(id).hidden = !app.model.mixing;
   get("block").max = Math.max(0, app.model.blocks.length - 1);
   const first = new Panel(app, "Picture");
   app.panels = [first];
@@ -199,7 +211,8 @@ async function addAverage() {
     for (const radio of get("show").querySelectorAll("input")) radio.disabled = false;
   } catch (error) {
     if (error.status === 401) app.askForToken(error.message);
-    else get("show").title = error.message;
+    else app.noAverage = ` There is no average: ${error.message}`;
+    get("show").classList.add("without");
   }
   app.changed();
 }

@@ -1,7 +1,7 @@
 // One picture with all that is shown of it.
 
 import { getBlob, postPicture } from "./api.js";
-import { dimmed, drawBars, drawMatrix, drawPicture } from "./draw.js";
+import { dimmed, drawBars, drawMatrix, drawPicture, drawPlain } from "./draw.js";
 import { decodeBlocks, look, placeOf, tokenAt } from "./mixing.js";
 
 const BARS = 64;
@@ -20,6 +20,18 @@ const load = (source) =>
     image.src = source;
   });
 
+// Null for what the browser cannot show, though the server can read it.
+async function loadBlob(blob) {
+  const address = URL.createObjectURL(blob);
+  try {
+    return await load(address);
+  } catch {
+    return null;
+  } finally {
+    URL.revokeObjectURL(address);
+  }
+}
+
 export class Panel {
   // `app` has model, samples, average, view, and the functions changed() and move(place, pin).
   constructor(app, title) {
@@ -34,7 +46,10 @@ export class Panel {
     this.asked = null;
     this.listen();
     this.showSamples();
-    this.root.classList.toggle("no-mixing", !app.model.mixing);
+    const mixes = Boolean(app.model.mixing);
+    this.root.classList.toggle("no-mixing", !mixes);
+    if (mixes) this.find(".picker").setAttribute("aria-label", title);
+    else for (const name of ["role", "aria-roledescription", "tabindex"]) this.find(".picker").removeAttribute(name);
   }
 
   listen() {
@@ -66,6 +81,7 @@ export class Panel {
       if (event.pointerType !== "mouse" || !this.app.view.held) this.app.move(place(event));
     });
     picker.addEventListener("pointerdown", (event) => {
+      if (event.button) return; // not the main one
       const held = event.pointerType === "mouse" && !this.app.view.held;
       this.app.move(place(event), held);
     });
@@ -85,7 +101,7 @@ export class Panel {
       const inside = { i: Math.max(0, Math.min(rows - 1, to[0])), j: Math.max(0, Math.min(columns - 1, to[1])) };
       this.app.move(placeOf(block, inside), true);
     } else if (event.key === "PageUp" || event.key === "PageDown") {
-      this.app.step(event.key === "PageUp" ? -1 : 1);
+      this.app.choose(this.app.view.block + (event.key === "PageUp" ? -1 : 1));
     } else return;
     event.preventDefault();
   }
@@ -129,13 +145,16 @@ export class Panel {
       const blob = await bring(asked.signal);
       const mixes = Boolean(this.app.model.mixing);
       const answer = await postPicture(mixes ? "v1/mixing?view=true" : "v1/predict", blob, asked.signal);
-      const image = mixes ? await load(answer.view) : await load(URL.createObjectURL(blob)).catch(() => null);
+      const image = mixes ? await load(answer.view) : await loadBlob(blob);
       if (this.asked !== asked) return;
-      this.photo = image && { image, dim: dimmed(image) };
+      this.photo = image && { image, dim: mixes ? dimmed(image) : null };
       this.blocks = mixes ? decodeBlocks(answer) : null;
       this.fail(null);
       this.mark(number);
       this.showTop(answer.top);
+      const [best] = answer.top;
+      this.answer = best ? `${best.label}, ${(100 * best.probability).toFixed(0)} percent` : "";
+      this.spoken = `${this.title}: ${this.answer}.`;
       this.app.changed();
     } catch (error) {
       if (this.asked === asked) this.fail(error.message, error.status);
@@ -167,7 +186,10 @@ export class Panel {
 
   draw() {
     const block = this.blocks?.[this.app.view.block];
-    if (!this.photo) return;
+    if (!this.photo) {
+      drawPlain(this.find(".picture"), 0, 0, null);
+      return;
+    }
     const { image } = this.photo;
     const stage = this.find(".stage");
     const room = Math.max(120, stage.clientWidth - (block ? BARS + 6 : 0));
@@ -175,8 +197,7 @@ export class Panel {
     const width = Math.floor(Math.min(room, (tallest * image.naturalWidth) / image.naturalHeight));
     const height = Math.floor((width * image.naturalHeight) / image.naturalWidth);
     if (!block) {
-      const canvas = this.find(".picture");
-      drawPlain(canvas, width, height, image);
+      drawPlain(this.find(".picture"), width, height, image);
       return;
     }
     const { view, model } = this.app;
@@ -203,14 +224,15 @@ export class Panel {
     this.find(".caption").replaceChildren(...this.sentences(seen, block));
     const spoken = this.find(".caption").textContent;
     this.find(".picker").setAttribute("aria-label", `${this.title}. Arrow keys move the token, Page Up and Page Down the block.`);
-    this.spoken = `${this.title}: ${spoken}`;
+    this.spoken = `${this.title}: ${this.answer}. ${spoken}`;
     this.drawBranches(block);
     this.drawFilm();
   }
 
   value(weight) {
     const sign = this.app.view.show === "difference" && weight > 0 ? "+" : "";
-    const text = this.app.model.mixing.softmax ? `${(100 * weight).toFixed(0)}\u00a0%` : weight.toFixed(2);
+    const unit = this.app.view.show === "difference" ? "points" : "%";
+    const text = this.app.model.mixing.softmax ? `${(100 * weight).toFixed(0)}\u00a0${unit}` : weight.toFixed(2);
     return sign + text.replace("-", "\u2212");
   }
 
@@ -254,7 +276,7 @@ export class Panel {
         ...this.blocks.map((block, number) => {
           const button = element("button", {}, element("canvas", {}), element("span", { textContent: number + 1 }));
           button.setAttribute("aria-label", `Block ${number + 1}`);
-          button.addEventListener("click", () => this.app.show(number));
+          button.addEventListener("click", () => this.app.choose(number));
           return button;
         }),
       );
@@ -273,8 +295,3 @@ export class Panel {
   }
 }
 
-function drawPlain(canvas, width, height, image) {
-  canvas.width = width;
-  canvas.height = height;
-  canvas.getContext("2d").drawImage(image, 0, 0, width, height);
-}
