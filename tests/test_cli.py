@@ -214,7 +214,7 @@ def test_the_version_is_the_packages():
         (["data", "verify"], "Missing argument"),
         (["data", "verfy"], "No such command 'verfy'"),
         (["models", "dynamixer_xx"], "no model matches"),
-        (["reproduce", "--pages", "docs", "--results", "nowhere"], r"nowhere has no results \(runs.csv\)"),
+        (["reproduce", "--pages", "docs", "--results", "nowhere"], "nowhere has no results (runs.csv)"),
         (["trian"], "No such command 'trian'"),
         (["predict", "x.png", "--model", "y", "--sheet", "sheet.jpg"], "has to end in .png"),
         (["predict", "x.png", "--model", "y", "--embeddings"], "go with --out"),

@@ -39,9 +39,8 @@ def test_the_table_is_its_results(monkeypatch):
     assert {"torch", "dynamixer", "machine", "seeds"} <= set(results["about"])
     for name, row in results["correlations"].items():
         assert row["the rollout"] > row["transposed matrices"]
-        assert (row["the rollout"] > row["even weights in place of the matrices"]) == (
-            "nano" in name
-        )  # as the page says
+        told = row["the rollout"] - row["even weights in place of the matrices"]
+        assert (told >= 0.04) == ("nano" in name)  # as the page says
 
 
 def test_every_field_is_explained():

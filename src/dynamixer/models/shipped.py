@@ -26,7 +26,7 @@ def pretrained_cfg(name: str) -> dict[str, Any]:
 def forget_names(model: Any, name: str) -> None:
     """Take the names of the classes out of the configuration of a model that has not got the weights that ship."""
     cfg = model.pretrained_cfg
-    if cfg.get("file") and cfg["file"] == pretrained_cfg(name).get("file"):
+    if cfg.get("file") == str(shipped(name)):
         cfg.pop("label_names", None)
 
 
