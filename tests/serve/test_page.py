@@ -11,6 +11,7 @@ import pytest
 import dynamixer
 from dynamixer.data.decode import decode
 from dynamixer.explain import look
+from dynamixer.serve import classifier
 from serve.world import picture, server_here, write_model
 
 SCREENSHOTS = Path(os.environ.get("DYNAMIXER_SCREENSHOTS", Path(__file__).parents[2] / "build" / "screenshots"))
@@ -305,6 +306,19 @@ ODD = {
     "overhanging": ({"img_size": 60, "enlarge": True, "stem": "overlap"}, ""),
     "other": ("resnet10t", "not a DynaMixer"),
 }
+
+
+def test_a_model_with_too_many_weights_for_a_page_shows_its_classes_on_a_phone_too(browser, model, monkeypatch):
+    monkeypatch.setattr(classifier, "MOST_NUMBERS", 100)
+    with server_here(model) as (address, _), opened(browser, address, viewport=PHONE) as page:
+        page.wait_for_selector(".top li")
+        assert "too many for one page" in page.inner_text("#notes")
+        for hidden in ("#controls", "#lead", ".film", ".row-bars", ".caption"):
+            assert not page.locator(hidden).is_visible()
+        assert page.locator(".picture").bounding_box()["width"] > 200
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        page.wait_for_selector("#spoken:has-text('percent')", state="attached")
+        shot(page, "too-many-weights", full_page=True)
 
 
 @pytest.mark.heavy
