@@ -100,7 +100,7 @@ def main() -> None:
         save_checkpoint(staged, checkpoint.model.state_dict(), **about)
         recipes = {Path(run).name: changed(run) for run in asked.runs}
         recipes["afterwards"] = {"classifier_times": round(factor, 3)}
-        options = {"name": checkpoint.name, "recipe": recipes}
+        options: dict[str, Any] = {"name": checkpoint.name, "recipe": recipes}
         folder = write_folder(staged, FOLDER / checkpoint.name, half=True, **options)
         lost = abs(dynamixer.evaluate(folder, asked.test)["top1"] - whole["top1"])
         if lost > ALLOWED:
