@@ -429,6 +429,23 @@ def test_pictures_that_change_meanwhile_are_no_bad_pictures(folder, model, tmp_p
     assert not (tmp_path / "p.parquet").exists()
 
 
+def test_pictures_that_were_gone_for_a_while_are_read_when_it_starts_again(folder, model, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "in")
+    out, aside = tmp_path / "p.parquet", tmp_path / "aside"
+    opened = run_module._compute
+
+    def gone(*words):
+        (tmp_path / "in").rename(aside)
+        yield from opened(*words)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(run_module, "_compute", gone)
+        with pytest.raises(RunError, match="were changed while they were read"):
+            run(tmp_path / "in", model, out)
+    aside.rename(tmp_path / "in")
+    assert run(tmp_path / "in", model, out).bad == len(BAD)
+
+
 def test_a_failure_of_the_machine_is_no_bad_picture(folder, model, tmp_path, monkeypatch):
     def exhausted(self):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

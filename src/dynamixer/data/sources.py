@@ -19,6 +19,7 @@ from dynamixer.data.tar import COMPRESSED_ENDINGS, open_tars
 from dynamixer.data.torchvision_names import NAMES as TORCHVISION_NAMES
 from dynamixer.data.torchvision_names import load as load_torchvision
 from dynamixer.errors import UserError, did_you_mean
+from dynamixer.files import in_utf8
 from dynamixer.logs import log
 
 __all__ = ["EMBEDDED", "FolderSource", "ParquetSource", "Source", "Splits", "TorchvisionSource", "open_data"]
@@ -59,7 +60,7 @@ class FolderSource(Source):
 
     def title(self, index: int) -> str:
         """The file's path."""
-        return str(self.paths[index])
+        return in_utf8(str(self.paths[index]))
 
 
 class ParquetSource(Source):

@@ -22,6 +22,7 @@ import numpy as np
 from dynamixer.data.base import Pictures, Source, numbered_classes
 from dynamixer.data.decode import SUFFIXES, BadImage, check_bytes, raise_for_machine
 from dynamixer.errors import UserError
+from dynamixer.files import in_utf8
 from dynamixer.logs import log
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
@@ -74,7 +75,7 @@ class TarPictures(Pictures):
     def title(self, index: int) -> str:
         """The tar file and the member."""
         member = self.names[self.ends[index] : self.ends[index + 1]]
-        return f"{self.files[self.shard_of[index]][0]}: {member.decode(errors='replace')}"
+        return f"{in_utf8(str(self.files[self.shard_of[index]][0]))}: {member.decode(errors='replace')}"
 
 
 class TarSource(TarPictures, Source):

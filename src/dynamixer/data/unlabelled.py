@@ -86,7 +86,7 @@ class ParquetRows(Pictures):
 
     def title(self, index: int) -> str:
         """The file and the row, counted from 0."""
-        return f"{self.path} row {index}"
+        return in_utf8(f"{self.path} row {index}")
 
 
 @lru_cache(maxsize=1)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dynamixer.errors import RunError, UserError, install
+from dynamixer.errors import RunError, UserError, first_line, install
 
 KEY = "dynamixer"  # of the metadata in every format
 INPUT, OUTPUT = "pictures", "logits"
@@ -71,7 +71,9 @@ def trace(model: nn.Module, shape: tuple[int, int, int, int], dynamic: str) -> t
         except MemoryError:
             raise
         except Exception as error:  # of torch's many kinds
-            raise UserError(f"the model cannot be exported with dynamic={dynamic}: {first_line(error)}") from None
+            raise UserError(
+                f"the model cannot be exported with dynamic={dynamic}: {first_line(error).rstrip('.')}."
+            ) from None
 
 
 class _Plain(nn.Module):
@@ -106,7 +108,7 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, about: dict[st
             custom_translation_table=translations(),
         )
     except Exception as error:  # of the exporter's many kinds
-        raise RunError(f"torch's ONNX exporter failed: {first_line(error)}") from None
+        raise RunError(f"torch's ONNX exporter failed: {first_line(error).rstrip('.')}.") from None
     names = dict(zip((d for d in made.model.graph.inputs[0].shape if not isinstance(d, int)), _AXES, strict=False))
     for value in (*made.model.graph.inputs, *made.model.graph.outputs):  # s77 and s53 would tell a user nothing
         value.shape = type(value.shape)([names.get(d, d) for d in value.shape])
@@ -170,8 +172,3 @@ def run_pt2(path: Path) -> tuple[Runner, dict[str, Any]]:
 WRITERS = {"onnx": write_onnx, "openvino": write_openvino, "pt2": write_pt2}
 RUNNERS = {"onnx": run_onnx, "openvino": run_openvino, "pt2": run_pt2}
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
-
-
-def first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return f"{lines[0].rstrip('.')}."

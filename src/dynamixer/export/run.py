@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dynamixer.errors import RunError, UserError, did_you_mean
+from dynamixer.errors import RunError, UserError, did_you_mean, first_line
 from dynamixer.export.check import Agreement, apart, compare, real_pictures, tensors
 from dynamixer.export.formats import (
     RUNNERS,
@@ -19,7 +19,6 @@ from dynamixer.export.formats import (
     WRITERS,
     Runner,
     check_libraries,
-    first_line,
     need,
     save_openvino,
     trace,
@@ -135,7 +134,7 @@ def export(
     except (UserError, RunError, MemoryError):
         raise
     except Exception as error:  # of the libraries' many kinds; a full disk is a RuntimeError of torch's
-        raise RunError(f"{path} could not be made: {first_line(error)}") from None
+        raise RunError(f"{path} could not be made: {first_line(error).rstrip('.')}.") from None
     return Exported(kept, format, dynamic, int8, sum(file.stat().st_size for file in kept), agreement, in_fp32)
 
 

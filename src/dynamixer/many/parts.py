@@ -203,6 +203,11 @@ class Parts:
         os.replace(self.folder / "joined.parquet", self.out)
         return rows, bad
 
+    def forget(self) -> None:
+        """Remove what was computed, and go on holding the folder."""
+        for path in self.folder.glob("part-*.parquet"):
+            path.unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Remove the folder, but nothing in it that is not ours."""
         with contextlib.suppress(FileNotFoundError):

@@ -215,6 +215,7 @@ def _fill(
                     parts.write(part, rows)
                     meter.advance(len(rows))
             if digest_of_files(files) != job.input:
+                parts.forget()  # those that were lost for a while, and are as before, would stay bad pictures
                 raise RunError(
                     "the pictures were changed while they were read, nothing can be said of them: start again."
                 )

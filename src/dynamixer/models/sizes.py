@@ -10,7 +10,7 @@ from torch import Tensor
 
 def record_size(model: Any, size: tuple[int, int]) -> None:
     """Tell timm of another native size, (height, width): it writes that into what it saves."""
-    with suppress(ImportError):  # timm before 1.0.27 keeps none
+    with suppress(ImportError):  # older versions of timm keep none
         from timm.models._input import update_model_input_size  # noqa: PLC0415
 
         update_model_input_size(model, size)
