@@ -446,14 +446,15 @@ def test_pictures_that_were_gone_for_a_while_are_read_when_it_starts_again(folde
     assert run(tmp_path / "in", model, out).bad == len(BAD)
 
 
-def test_a_failure_of_the_machine_is_no_bad_picture(folder, model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ETIMEDOUT])
+def test_a_failure_of_the_machine_is_no_bad_picture(folder, model, tmp_path, monkeypatch, number):
     def exhausted(self):
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        raise OSError(number, os.strerror(number))
 
     out = tmp_path / "p.parquet"
     with monkeypatch.context() as broken:
         broken.setattr(Path, "read_bytes", exhausted)
-        with pytest.raises(RunError, match="Too many open files; start again"):
+        with pytest.raises(RunError, match=rf"\.png cannot be read: {os.strerror(number)}; start again"):
             run(folder, model, out)
     assert run(folder, model, out).bad == len(BAD)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from dynamixer.data.loading import Batch, EvaluationPictures, batches, evaluation_loader, readable
+from dynamixer.data.loading import Batch, EvaluationPictures, batches, evaluation_loader, held_out_of, readable
 from dynamixer.data.sources import Source, open_data
 from dynamixer.device import resolve_device
 from dynamixer.errors import RunError, UserError
@@ -211,9 +211,32 @@ def match_classes(source: Source, checkpoint: Checkpoint) -> Source:
             f"{source.name} has {len(unknown)} classes that {checkpoint.path} was not trained on, such as {unknown[0]!r}; "
             f"the model knows {', '.join(checkpoint.classes[:5])}{', ...' if len(checkpoint.classes) > 5 else ''}."
         )
-    source.labels = np.array([checkpoint.classes.index(name) for name in source.classes])[source.labels]
-    source.classes = checkpoint.classes
+    source.renumber(checkpoint.classes)
     return source
+
+
+def _to_measure(data: str | Path, split: str | None, checkpoint: Checkpoint) -> tuple[str, Source, np.ndarray]:
+    """What to call the pictures that are measured, their source and their numbers in it."""
+    used, source = open_data(data).for_evaluation(split)
+    numbers = np.arange(len(source))
+    if (held_out := held_out_of(source, checkpoint.trained)) is not None:
+        others = f"{len(source) - len(held_out):,} of the {len(source):,} pictures of {source.name}"
+        if split is None and len(held_out):
+            used, numbers = "held-out", held_out
+            log(f"left out, because the model was trained on them: {others} (--split train measures all)")
+        else:
+            log(f"the model was trained on {others}: on new ones it is less accurate")
+    return used, match_classes(source, checkpoint), numbers
+
+
+def _without_bad(source: Source, numbers: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The numbers of the pictures that can be read, and a sentence for each other one."""
+    numbers, unread = readable(source, numbers)
+    for sentence in unread:
+        log(f"measured without it: {sentence}")
+    if not len(numbers):
+        raise UserError(f"none of the pictures of {source.name} can be read.")
+    return numbers, unread
 
 
 def evaluate(
@@ -235,7 +258,8 @@ def evaluate(
     Args:
         model: a run folder or a checkpoint.
         data: what `open_data` takes.
-        split: train, val or test; by default the first that there is of test, val, train.
+        split: train, val or test; by default the first that there is of test, val, train. Of data without other splits than
+            those pictures that the model was trained on, only those that were held out ("held-out").
         size: picture size in pixels, if not the one trained at.
         batch_size: pictures at a time.
         workers: processes that decode.
@@ -266,17 +290,11 @@ def evaluate(
     check_classifier(checkpoint)
     if precision == "fp64":
         checkpoint.model.double()
-    used, source = open_data(data).for_evaluation(split)
-    source = match_classes(source, checkpoint)
+    used, source, numbers = _to_measure(data, split, checkpoint)
     preprocessing = checkpoint.at(size)
-    numbers = np.arange(len(source))
     unread: list[str] = []
     if on_bad_image == "skip":
-        numbers, unread = readable(source, numbers)
-        for sentence in unread:
-            log(f"measured without it: {sentence}")
-        if not len(numbers):
-            raise UserError(f"none of the {len(source)} pictures of {source.name} can be read.")
+        numbers, unread = _without_bad(source, numbers)
     loader = evaluation_loader(EvaluationPictures(source, preprocessing, numbers), batch_size, workers)
     network: nn.Module = checkpoint.model
     if fast:

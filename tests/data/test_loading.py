@@ -1,10 +1,15 @@
+import errno
+import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
+from dynamixer import RunError
 from dynamixer.data import Preprocessing, open_data
 from dynamixer.data.decode import BadImage
 from dynamixer.data.loading import (
@@ -20,6 +25,9 @@ from dynamixer.data.loading import (
     training_loader,
     uniform,
 )
+from dynamixer.data.loading import (
+    batches as loaded,
+)
 from dynamixer.data.preprocess import Augmentation
 
 # torch warns where a machine has fewer cores than workers
@@ -34,6 +42,24 @@ NANO = Preprocessing.of(timm.create_model("dynamixer_nano", device="meta"))
 def pictures(auto_augment=None, seed=0):
     augmentation = Augmentation(auto_augment=auto_augment, random_erasing=0.5)
     return TrainingPictures(open_data("fashion-mnist-mini").train, NANO, augmentation, seed, sizes=[*SIZES, (32, 32)])
+
+
+def test_a_failure_of_the_machine_in_a_worker_is_one_sentence(tmp_path, monkeypatch):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (32, 32)).save(tmp_path / name / "0.png")
+    loader = evaluation_loader(EvaluationPictures(open_data(tmp_path).train, NANO), 2, workers=1)
+
+    def away(self):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "read_bytes", away)
+    with pytest.raises(RunError) as failed:
+        list(loaded(loader))
+    assert str(failed.value).endswith(
+        f"{tmp_path / 'cat' / '0.png'} cannot be read: {os.strerror(errno.EIO)}; start again, without it if it is the file."
+    )
+    assert "Traceback" not in str(failed.value)
 
 
 def test_the_held_out_pictures_are_a_share_of_each_class_and_always_the_same():

@@ -1,5 +1,8 @@
 import io
 import json
+import os
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +15,7 @@ import dynamixer
 from dynamixer import RunError, UserError
 from dynamixer.data import BadImage, open_data
 from dynamixer.data.sources import EMBEDDED
+from dynamixer.data.unlabelled import ParquetRows, open_pictures
 from helpers import shared_data
 
 
@@ -276,7 +280,7 @@ def test_what_is_named_like_a_split_and_is_none_is_said(tmp_path, capsys):
     folder(tmp_path / "train")
     save(tmp_path / "test" / "1.png")
     assert set(open_data(tmp_path).named()) == {"train"}
-    assert "test left out, being no folders of class folders" in capsys.readouterr().err.replace("\n", " ")
+    assert "test left out beside train, being no folders of class folders" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_hidden_folders_are_left_out(tmp_path):
@@ -291,3 +295,104 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
     for opened in (open_data, dynamixer.load):
         with pytest.raises(UserError, match="empty"):
             opened("")
+
+
+def test_a_split_may_lack_a_class_of_the_train_split(tmp_path, capsys):
+    folder(tmp_path / "train", classes=("ant", "cat", "dog"))
+    folder(tmp_path / "val", classes=("ant", "dog"))
+    splits = open_data(tmp_path)
+    assert splits.val.classes == splits.train.classes == ("ant", "cat", "dog")
+    assert splits.val.labels.tolist() == [0, 0, 0, 2, 2, 2]
+    assert "no pictures of 1 of 3 classes, such as cat" in capsys.readouterr().err
+
+
+def test_splits_that_number_their_classes_differently_are_numbered_as_the_train_split(tmp_path):
+    parquet(tmp_path / "train.parquet", names=("cat", "dog"), labels=(0, 1, 1))
+    parquet(tmp_path / "test.parquet", names=("dog", "cat"), labels=(0, 1, 1))
+    test = open_data(tmp_path).test
+    assert (test.classes, test.labels.tolist()) == (("cat", "dog"), [1, 0, 0])
+
+
+def test_linked_folders_are_read_and_links_back_end(tmp_path):
+    folder(tmp_path / "elsewhere", classes=("dog",))
+    folder(tmp_path / "data", classes=("cat",))
+    (tmp_path / "data" / "dog").symlink_to(tmp_path / "elsewhere" / "dog")
+    (tmp_path / "data" / "cat" / "more").symlink_to(tmp_path / "elsewhere" / "dog")
+    (tmp_path / "elsewhere" / "dog" / "back").symlink_to(tmp_path / "data" / "cat")
+    source = open_data(tmp_path / "data").train
+    assert source.classes == ("cat", "dog")
+    # cat: its own and those of the linked dog; dog: its own and those of cat behind the link; no further
+    assert source.labels.tolist() == [0] * 6 + [1] * 6
+
+
+def test_what_lies_beside_the_folders_that_are_read_is_named(tmp_path, capsys):
+    folder(tmp_path / "a")
+    save(tmp_path / "a" / "loose.png")
+    open_data(tmp_path / "a")
+    assert f"left out 1 pictures that lie in {tmp_path / 'a'} itself" in capsys.readouterr().err
+    folder(tmp_path / "b" / "train")
+    folder(tmp_path / "b", classes=("bird",))
+    open_data(tmp_path / "b")
+    assert "bird left out beside train" in capsys.readouterr().err
+
+
+def test_a_choice_between_columns_is_named(tmp_path, capsys):
+    path = parquet(tmp_path / "x.parquet", metadata=False)
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("fine_label", pa.array([3, 4, 5])), path)
+    assert open_data(path).train.labels.tolist() == [0, 1, 1]
+    assert "several columns of labels: label is taken, and fine_label left out" in capsys.readouterr().err
+
+
+def test_pictures_of_parquet_files_are_read_when_they_are_wanted(tmp_path, monkeypatch):
+    parquet(tmp_path / "train.parquet")
+    read = []
+    whole = pq.read_table
+    monkeypatch.setattr(pq, "read_table", lambda file, columns: read.extend(columns) or whole(file, columns=columns))
+    source = open_data(tmp_path).train
+    assert read == ["label"]
+    source.prepare()
+    source.prepare()
+    assert read == ["label", "image"]
+    again = open_data(tmp_path).train
+    parquet(tmp_path / "train.parquet", labels=(0, 1))
+    with pytest.raises(UserError, match="has changed since it was opened"):
+        again.picture(0)
+
+
+@pytest.mark.parametrize("what", ["folder", "tar"])
+def test_titles_are_utf8_where_names_are_not(tmp_path, what):
+    place = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    try:
+        os.mkdir(place)
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    if what == "folder":
+        pictures = open_data(folder(Path(place))).train
+    else:
+        with tarfile.open(Path(place) / "x.tar", "w") as archive:
+            archive.add(save(tmp_path / "a.png"), "a.png")
+        pictures = open_pictures([Path(place) / "x.tar"])[0]
+    assert pictures.picture(0).size == (8, 6)
+    assert "�" in pictures.title(0) or "\\xff" in pictures.title(0)
+    pictures.title(0).encode()
+
+
+@pytest.mark.parametrize("opened", [open_data, ParquetRows])
+def test_a_parquet_file_whose_name_is_no_utf8_is_refused(tmp_path, opened):
+    place = Path(os.fsdecode(os.fsencode(parquet(tmp_path / "x.parquet")) + b"\xff.parquet"))
+    try:
+        (tmp_path / "x.parquet").rename(place)
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    with pytest.raises(
+        UserError, match=r"cannot be read as Parquet: .*surrogates not allowed"
+    ):  # Arrow takes UTF-8 only
+        opened(place)
+
+
+def test_hidden_members_of_a_tar_file_are_no_pictures(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for member in ("a.png", "in/._a.png"):  # the latter as macOS writes it beside the former
+            archive.add(save(tmp_path / "a.png"), member)
+    assert len(open_pictures([tmp_path / "x.tar"])[0]) == 1

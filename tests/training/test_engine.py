@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -32,6 +33,10 @@ from poison import Poison
 # torch warns where a machine has fewer cores than workers
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 TINY = {"model_args": {"patch_size": 8, "depths": (1, 1), "dims": (16, 32), "segments": (2, 4)}, "lr": 5e-3}
+
+
+def whole(path):
+    return pq.read_metadata(path).num_rows
 
 
 def config(**change):
@@ -78,6 +83,21 @@ def test_a_checkpoint_is_all_that_evaluation_needs(run):
     assert result["images"] == 2000
     assert abs(result["top1"] - run.top1) < 10
     assert result["top5"] > result["top1"]
+
+
+def test_of_the_pictures_of_a_training_those_held_out_are_measured(tmp_path, capsys):
+    import dynamixer.data  # noqa: PLC0415
+
+    pictures = tmp_path / "clothes.parquet"
+    shutil.copy(Path(dynamixer.data.__file__).parent / "fashion" / "train.parquet", pictures)
+    trained = dynamixer.train(config(data=str(pictures), epochs=1, limit_train=None, holdout=0.2), tmp_path / "run")
+    result = dynamixer.evaluate(trained.run, pictures, device="cpu")
+    assert (result["split"], result["images"]) == ("held-out", round(0.2 * whole(pictures)))
+    assert result["top1"] == pytest.approx(trained.top1)
+    assert "left out, because the model was trained on them: " in capsys.readouterr().err
+    every = dynamixer.evaluate(trained.run, pictures, split="train", device="cpu")
+    assert (every["split"], every["images"]) == ("train", whole(pictures))
+    assert "the model was trained on " in capsys.readouterr().err
 
 
 def test_the_same_configuration_gives_the_same_weights_whatever_the_workers(run, tmp_path):

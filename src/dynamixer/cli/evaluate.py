@@ -15,6 +15,8 @@ from dynamixer.cli.common import (
     size_option,
 )
 
+WHICH = {"all": "all", "held-out": "held out"}  # a split's name otherwise
+
 
 @click.command(name="eval", epilog=EXIT_CODES)
 @click.argument("model")
@@ -41,6 +43,8 @@ def evaluate(model: str, data: str, as_json: bool, **options: Any) -> None:
     \b
       dynamixer eval runs/first --data fashion-mnist-mini
       dynamixer eval runs/first --data photos/ --size 160 --out confusion.png
+
+    Where DATA has no other pictures than those that MODEL was trained on, the ones held out of its training are measured.
     """
     from dynamixer.evaluate import evaluate as run  # noqa: PLC0415
 
@@ -49,7 +53,7 @@ def evaluate(model: str, data: str, as_json: bool, **options: Any) -> None:
     text = (
         f"top-1 {result['top1']:.2f} %   top-5 {result['top5']:.2f} %   loss {result['loss']:.4f}   "
         f"calibration error {result['ece']:.2f} %   {result['images']:,} pictures, {skipped}"
-        f"{'all' if result['split'] == 'all' else result['split'] + ' split'} of {data}"
+        f"{WHICH.get(result['split'], result['split'] + ' split')} of {data}"
     )
     print_result(as_json, result, text)
     if unwritten:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dynamixer.data.decode import decode
 from dynamixer.errors import UserError, did_you_mean
+from dynamixer.logs import log
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 LABEL_COLUMNS = ("label", "labels", "class", "fine_label", "target")
@@ -67,6 +68,16 @@ class Source(Pictures):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def renumber(self, classes: Sequence[str]) -> None:
+        """Number the labels as `classes`, among which are all that there are, number them."""
+        if self.classes != tuple(classes):
+            number = {name: i for i, name in enumerate(classes)}
+            self.labels = np.array([number[name] for name in self.classes], dtype=np.int64)[self.labels]
+            self.classes = tuple(classes)
+
+    def prepare(self) -> None:
+        """Read what all workers can share, before they are started."""
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -78,15 +89,20 @@ class Splits:
 
     @classmethod
     def of(cls, found: Mapping[str, Source], name: str) -> "Splits":
-        """The splits of the data set `name`, which have to have the same classes."""
-        named = {split: set(source.classes) for split, source in found.items()}
-        for split, classes in named.items():
-            for other, others in named.items():
-                if alone := sorted(classes - others):
-                    missing = f"{alone[0]!r} is in {split} and not in {other}"
-                    raise UserError(f"the splits of {name} have different classes: {missing}.")
-        if len({source.classes for source in found.values()}) > 1:
-            raise UserError(f"the splits of {name} number their classes in different orders.")
+        """The splits of the data set `name`, numbered as the train split, or the one with the most classes, numbers them.
+
+        Raises:
+            UserError: another split has a class that this one does not have.
+        """
+        most = "train" if "train" in found else max(found, key=lambda split: len(found[split].classes))
+        classes = found[most].classes
+        for split, source in found.items():
+            if alone := sorted({*source.classes} - {*classes}):
+                missing = f"{alone[0]!r} is in {split} and not in {most}"
+                raise UserError(f"the splits of {name} have different classes: {missing}.")
+            if without := [one for one in classes if one not in source.classes]:
+                log(f"{source.name} has no pictures of {len(without)} of {len(classes)} classes, such as {without[0]}")
+            source.renumber(classes)
         return cls(**found)
 
     def named(self) -> dict[str, Source]:

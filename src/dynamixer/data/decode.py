@@ -13,6 +13,35 @@ from dynamixer.errors import RunError, UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # beyond them Pillow refuses
+OF_THE_MACHINE = {  # what the system says when files cannot be opened for now, or their disk or network is away
+    getattr(errno, name)
+    for name in (
+        *(
+            "EMFILE",
+            "ENFILE",
+            "ENOMEM",
+            "ESTALE",
+            "EIO",
+            "EBUSY",
+            "EAGAIN",
+            "ENODEV",
+            "ENXIO",
+            "EREMOTEIO",
+            "ETIMEDOUT",
+        ),
+        *(
+            "ENETDOWN",
+            "ENETUNREACH",
+            "EHOSTDOWN",
+            "EHOSTUNREACH",
+            "ENOTCONN",
+            "ECONNRESET",
+            "ECONNABORTED",
+            "ECONNREFUSED",
+        ),
+    )
+    if hasattr(errno, name)
+}
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
@@ -105,10 +134,13 @@ def check_bytes(size: int, name: str, limits: Limits = DEFAULT_LIMITS) -> None:
         raise BadImage(f"{name} has {size:,} bytes; at most {limits.file_bytes:,} are accepted.", "absurd-size")
 
 
-def raise_for_machine(error: Exception) -> None:
-    """Raise a RunError if a file could not be read for a reason that is not its own and may be over the next time."""
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE):
-        raise RunError(f"pictures cannot be read: {error.strerror}; start again.") from None
+def raise_for_machine(error: Exception, name: str) -> None:
+    """Raise a RunError if a file could not be read for a reason that is not its own and may be over the next time.
+
+    Of the errors of a disk and of a network's (EIO) no one can tell which it is: a run stops, with the file's name.
+    """
+    if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+        raise RunError(f"{name} cannot be read: {error.strerror}; start again, without it if it is the file.") from None
 
 
 def read_file(path: Path, *, name: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
@@ -128,7 +160,7 @@ def read_file(path: Path, *, name: str, limits: Limits = DEFAULT_LIMITS) -> byte
     except FileNotFoundError:
         raise BadImage(f"{name} does not exist.") from None
     except (OSError, ValueError) as error:  # a ValueError for a zero byte in the name
-        raise_for_machine(error)
+        raise_for_machine(error, name)
         raise BadImage(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
 

@@ -1,9 +1,12 @@
 """Order and augmentation as functions of (seed, epoch, index) alone, whatever the number of workers or processes."""
 
+import hashlib
+import json
 import mmap
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +18,8 @@ from dynamixer.data.decode import BadImage
 from dynamixer.data.preprocess import Augmentation, Preprocessing
 from dynamixer.data.sources import Source
 from dynamixer.data.workers import end_with_parent, started, worker_signals
+from dynamixer.errors import RunError
+from dynamixer.progress import progress
 
 KEEP_BYTES = 2**30  # pictures that take less than this as pixels are decoded once and kept
 
@@ -45,6 +50,28 @@ def holdout(labels: np.ndarray, share: float, seed: int = 0) -> tuple[np.ndarray
     ]
     out = np.sort(np.concatenate(held)).astype(np.int64)
     return np.setdiff1d(np.arange(len(labels)), out), out
+
+
+def digest_of(*parts: tuple[Source | None, np.ndarray | None]) -> str:
+    """Of classes, labels, names and which pictures of each source are meant; the first source has the classes."""
+    first = parts[0][0]
+    assert first is not None, "there are pictures"
+    digest = hashlib.sha256(json.dumps(first.classes).encode())
+    for source, indices in parts:
+        if source is not None and indices is not None:
+            some = np.linspace(0, len(source) - 1, min(len(source), 10_000)).astype(int)
+            digest.update("\n".join(Path(source.title(int(i))).name for i in some).encode())
+            digest.update(source.labels.tobytes() + np.asarray(indices, np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def held_out_of(source: Source, trained: Mapping[str, Any]) -> np.ndarray | None:
+    """Numbers of the pictures held out of a training, if it is these pictures that a model was `trained` on; else None."""
+    split = trained.get("train_split")
+    if not isinstance(split, dict) or split.get("digest") != digest_of((source, np.arange(len(source)))):
+        return None
+    share = split.get("holdout")
+    return holdout(source.labels, share if isinstance(share, int | float) else 0.0)[1]
 
 
 class EpochKeys(Sequence[list[Key]]):
@@ -158,6 +185,7 @@ class TrainingPictures(Dataset[Batch]):
         sizes: Sequence[tuple[int, int]],
         skip_bad: bool = False,
     ):
+        source.prepare()
         self.source, self.preprocessing, self.augmentation, self.seed = source, preprocessing, augmentation, seed
         self.skip_bad = skip_bad
         self.transforms = {size: augmentation.transform(preprocessing, size) for size in {*sizes}}
@@ -254,6 +282,7 @@ class EvaluationPictures(Dataset[Batch]):
     """The pictures of a source, or those with the given numbers, as evaluation reads them: every one, or an error."""
 
     def __init__(self, source: Source, preprocessing: Preprocessing, indices: np.ndarray | None = None):
+        source.prepare()
         self.source, self.transform = source, preprocessing.transform()
         self.indices = np.arange(len(source)) if indices is None else indices
 
@@ -270,23 +299,26 @@ class EvaluationPictures(Dataset[Batch]):
 def readable(source: Source, indices: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Those of `indices` whose pictures can be read, and a sentence for each other one."""
     good, bad = [], []
-    for number in indices:
-        try:
-            source.picture(int(number))
-        except BadImage as error:
-            bad.append(str(error))
-        else:
-            good.append(number)
+    with progress("looking for bad pictures", len(indices)) as meter:
+        for number in indices:
+            try:
+                source.picture(int(number))
+            except BadImage as error:
+                bad.append(str(error))
+            else:
+                good.append(number)
+            meter.advance(1)
     return np.array(good, dtype=np.int64), bad
 
 
 def batches(loader: DataLoader[Batch]) -> Iterator[Batch]:
-    """The batches; a bad picture found by a worker is reported as in the main process."""
+    """The batches; what a worker fails by, such as a bad picture, is reported as in the main process."""
     try:
         for pictures, labels, bad in started(loader):
             yield Batch(pictures, labels, tuple(bad))
-    except BadImage as error:  # a worker's error comes back as its traceback, with the sentence at the end
-        raise BadImage(str(error).rstrip().split("BadImage: ")[-1]) from None
+    except (BadImage, RunError) as error:  # a worker's error comes back as its traceback, with the sentence at the end
+        kind = type(error)
+        raise kind(str(error).rstrip().split(f"{kind.__name__}: ")[-1]) from None
 
 
 def training_loader(pictures: TrainingPictures, keys: RunKeys | Sequence[list[Key]], workers: int) -> DataLoader[Batch]:

@@ -3,8 +3,10 @@
 import contextlib
 import glob
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,8 @@ class FolderSource(Source):
             raise UserError(f"{root} has no class folders with pictures{hint}.")
         if self.unused:
             log(f"left out what is not a picture: {len(self.unused)} in {root}, the first is {self.unused[0]}")
+        if beside := [path for path in root.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]:
+            log(f"left out {len(beside)} pictures that lie in {root} itself, in no folder of a class")
         super().__init__(str(root), classes, labels)
 
     def encoded(self, index: int) -> bytes:
@@ -70,19 +74,29 @@ class ParquetSource(Source):
         name = name or str(files[0] if len(files) == 1 else files[0].parent)
         try:
             schema = pq.read_schema(files[0])
-            image, label, names = _columns(schema, name)
-            table = pa.concat_tables([pq.read_table(file, columns=[image, label]) for file in files])
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
-        self.image = table.column(image)
-        self.is_struct = pa.types.is_struct(self.image.type)
-        labels, names = read_labels(table.column(label), names, name)
+        except (pa.ArrowException, OSError, UnicodeError) as error:
+            raise _not_parquet(name, error) from None
+        self.files = files
+        self.column, label, names = _columns(schema, name)
+        labels, names = read_labels(_read_column(files, label, name), names, name)
         super().__init__(name, names, labels)
+
+    @cached_property
+    def image(self) -> pa.ChunkedArray:
+        """The column of pictures, read whole into memory when the first one is wanted."""
+        image = _read_column(self.files, self.column, self.name)
+        if len(image) != len(self):
+            raise UserError(f"{self.name} has changed since it was opened: start again.")
+        return image
+
+    def prepare(self) -> None:
+        """Read the pictures, once for all workers."""
+        _ = self.image
 
     def encoded(self, index: int) -> bytes:
         """The bytes in a row."""
         value = self.image[index]
-        encoded: bytes | None = value["bytes"].as_py() if self.is_struct else value.as_py()
+        encoded: bytes | None = (value["bytes"] if isinstance(value, pa.StructScalar) else value).as_py()
         if encoded is None:
             raise BadImage(f"{self.title(index)} has no bytes: only pictures embedded in the file are read.")
         return encoded
@@ -128,14 +142,24 @@ def files_in(folder: Path) -> tuple[list[Path], list[Path]]:
     """The pictures, by their endings, in a folder and the folders in it, and what else lies there; hidden files do not count."""
     pictures: list[Path] = []
     others: list[Path] = []
-    for path in sorted(folder.rglob("*")):
-        if any(part.startswith(".") for part in path.relative_to(folder).parts):
-            continue
-        if path.is_file():
-            (pictures if path.suffix.lower() in SUFFIXES else others).append(path)
-        elif not path.is_dir():  # a link that leads nowhere
-            others.append(path)
+    for path in sorted(_inside(folder, ())):
+        picture = path.suffix.lower() in SUFFIXES and path.is_file()  # and not a link that leads nowhere
+        (pictures if picture else others).append(path)
     return pictures, others
+
+
+def _inside(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    """All that is no folder in a folder and the folders in it, linked ones too; a link back to one `above` is not followed."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _inside(path, (*above, real))
+        else:
+            yield path
 
 
 def open_data(data: str | Path) -> Splits:
@@ -216,8 +240,11 @@ def _open_folder(root: Path) -> Splits:
         found = open_tars(shards, str(root))
     if found:
         read = {source.root for source in found.values() if isinstance(source, FolderSource)}
-        if left := [p.name for p in folders if p.name.lower() in sum(SPLITS.values(), ()) and p not in read]:
-            log(f"{root}: {', '.join(left)} left out, being no folders of class folders, or a second one of a split")
+        if left := [p.name for p in folders if p not in read]:
+            log(
+                f"{root}: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''} left out beside {', '.join(found)}, being no "
+                "folders of class folders with the name of a split, or a second one of a split"
+            )
         return Splits.of(found, str(root))
     if parquet:
         return Splits(train=ParquetSource(parquet))
@@ -240,8 +267,24 @@ def _columns(schema: pa.Schema, name: str) -> tuple[str, str, list[str] | None]:
             f"{name} has columns {', '.join(schema.names)}; an image column (struct of bytes and path) "
             "and a label column are needed."
         )
+    for what, found in (("pictures", images), ("labels", labels)):
+        if len(found) > 1:
+            log(f"{name} has several columns of {what}: {found[0]} is taken, and {', '.join(found[1:])} left out")
     names = features.get(labels[0], {}).get("names")
     return images[0], labels[0], [str(n) for n in names] if isinstance(names, list) and names else None
+
+
+def _read_column(files: Sequence[Path], column: str, name: str) -> pa.ChunkedArray:
+    try:
+        return pa.concat_tables([pq.read_table(file, columns=[column]) for file in files]).column(0)
+    except MemoryError:  # Arrow's is an ArrowException too
+        raise
+    except (pa.ArrowException, OSError, UnicodeError) as error:
+        raise _not_parquet(name, error) from None
+
+
+def _not_parquet(name: str, error: Exception) -> UserError:
+    return UserError(f"{in_utf8(name)} cannot be read as Parquet: {str(error).splitlines()[0]}")
 
 
 def image_columns(schema: pa.Schema) -> list[str]:

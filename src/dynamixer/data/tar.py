@@ -66,7 +66,7 @@ class TarPictures(Pictures):
         try:
             found = _opened(path, stamp).read(offset, size)
         except OSError as error:
-            raise_for_machine(error)
+            raise_for_machine(error, self.title(index))
             raise BadImage(f"{self.title(index)} cannot be read: {error.strerror or error}.") from None
         if len(found) < size:
             raise BadImage(f"{self.title(index)} is cut short: {path} has become shorter.")
@@ -98,6 +98,7 @@ def every_picture(path: Path) -> Shard:
             (member.name.encode(errors="surrogateescape"), member.offset_data, member.size)
             for member in _members(file, path)
             if PurePosixPath(member.name).suffix.lower() in SUFFIXES
+            and not PurePosixPath(member.name).name.startswith(".")
         ]
     names, offsets, sizes = zip(*pictures, strict=True) if pictures else ((), (), ())
     stamp = state.st_size, state.st_mtime_ns

@@ -57,8 +57,8 @@ class ParquetRows(Pictures):
                 columns = image_columns(file.schema_arrow)
                 groups = range(file.metadata.num_row_groups)
                 self.ends = np.cumsum([0, *(file.metadata.row_group(i).num_rows for i in groups)])
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+        except (pa.ArrowException, OSError, UnicodeError) as error:
+            raise UserError(f"{in_utf8(str(path))} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
         if not columns:
             raise UserError(
                 f"{path} has no column of encoded pictures (bytes, or a struct with bytes, as Hugging Face writes it)."
@@ -76,7 +76,7 @@ class ParquetRows(Pictures):
         except MemoryError:  # Arrow's is an ArrowException too
             raise
         except (pa.ArrowException, OSError) as error:
-            raise_for_machine(error)
+            raise_for_machine(error, self.title(index))
             raise BadImage(f"{self.title(index)} cannot be read: {str(error).splitlines()[0]}") from None
         encoded: bytes | None = (value["bytes"] if isinstance(value, pa.StructScalar) else value).as_py()
         if encoded is None:

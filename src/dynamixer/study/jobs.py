@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from dynamixer.data.loading import digest_of
 from dynamixer.data.sources import open_data
 from dynamixer.errors import UserError
 from dynamixer.study.measure import check_corrupted, parts_of
 from dynamixer.study.results import Results
 from dynamixer.study.rows import Run, config_of, protocol, runs
 from dynamixer.training.config import TrainConfig
-from dynamixer.training.setup import digest_of, prepare_data
+from dynamixer.training.setup import prepare_data
 
 
 @dataclass(frozen=True)

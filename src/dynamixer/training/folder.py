@@ -176,6 +176,7 @@ class RunFolder:
             "seed": self.config.seed,
             "averaged": self.config.ema is not None,
             "held_out": metrics.summary() if metrics else None,
+            "train_split": self.data.train_split,
         }
         for name in ["last.safetensors", *(["best.safetensors"] if best else [])]:
             save_checkpoint(

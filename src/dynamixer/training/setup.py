@@ -1,13 +1,12 @@
 """What a run needs before its first step: data, a model, an optimiser and its schedule, all checked."""
 
-import hashlib
 import inspect
-import json
 import os
 import tempfile
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from dynamixer.data.loading import (
     RunKeys,
     TrainingPictures,
     batches,
+    digest_of,
     holdout,
     readable,
     training_loader,
@@ -46,24 +46,18 @@ class Data:
     train_indices: np.ndarray
     val: Source | None
     val_indices: np.ndarray | None
+    holdout: float  # the share of each class that was asked to be held out where there is no val split
     unread: tuple[str, ...] = ()  # sentences about held-out pictures, with on_bad_image=skip
+
+    @cached_property
+    def train_split(self) -> dict[str, Any]:
+        """What tells these pictures again, and the share of them that is held out (`data.loading.held_out_of`)."""
+        share = self.holdout if self.val is self.train else 0.0
+        return {"digest": digest_of((self.train, np.arange(len(self.train)))), "holdout": share}
 
     def fingerprint(self) -> str:
         """A digest of classes, labels, the pictures' names and who is held out: what a resumed run has to find again."""
         return digest_of((self.train, self.train_indices), (self.val, self.val_indices))
-
-
-def digest_of(*parts: tuple[Source | None, np.ndarray | None]) -> str:
-    """Of classes, labels, names and which pictures of each source are meant; the first source has the classes."""
-    first = parts[0][0]
-    assert first is not None, "there are pictures"
-    digest = hashlib.sha256(json.dumps(first.classes).encode())
-    for source, indices in parts:
-        if source is not None and indices is not None:
-            some = np.linspace(0, len(source) - 1, min(len(source), 10_000)).astype(int)
-            digest.update("\n".join(Path(source.title(int(i))).name for i in some).encode())
-            digest.update(source.labels.tobytes() + np.asarray(indices, np.int64).tobytes())
-    return digest.hexdigest()
 
 
 def prepare_data(config: TrainConfig) -> Data:
@@ -91,7 +85,7 @@ def prepare_data(config: TrainConfig) -> Data:
                 log(f"held out without it: {sentence}")
             if not len(val_indices):
                 raise UserError(f"none of the pictures held out of {config.data} can be read.")
-    return Data(splits.train, indices, val, val_indices, tuple(unread))
+    return Data(splits.train, indices, val, val_indices, config.holdout, tuple(unread))
 
 
 @dataclass
