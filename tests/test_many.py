@@ -459,6 +459,14 @@ def test_a_failure_of_the_machine_is_no_bad_picture(folder, model, tmp_path, mon
     assert run(folder, model, out).bad == len(BAD)
 
 
+def test_pictures_may_have_two_sides(folder, model, tmp_path):
+    out = tmp_path / "p.parquet"
+    first = run(folder, model, out, size=(24, 40))
+    assert run(folder, model, out, size=(24, 40)) == first
+    with pytest.raises(UserError, match="another --size"):
+        run(folder, model, out, size=(40, 24))
+
+
 def test_a_node_without_the_pictures_says_so(folder, model, tmp_path):
     from dynamixer.many.on_ray import Worker, some  # noqa: PLC0415
 

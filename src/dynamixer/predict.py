@@ -87,7 +87,7 @@ def predict(
     *,
     top: int = 5,
     batch_size: int = 32,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     device: str = "auto",
     fast: bool = False,
     sheet: str | Path | None = None,
@@ -99,7 +99,7 @@ def predict(
         model: a run folder, a checkpoint, or a model whose weights ship, which dynamixer_tiny is.
         top: how many classes to give for each picture.
         batch_size: pictures at a time.
-        size: picture size in pixels, if not the one trained at.
+        size: picture size in pixels, or (height, width), if not the one trained at.
         device: auto, cpu, cuda, mps or xpu.
         fast: run the quickest way on this machine's processor, which is made once (docs/speed.md).
         sheet: a PNG to write the pictures to with their classes as bars (the first 24).

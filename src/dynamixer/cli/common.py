@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -23,8 +24,28 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda, mps or xpu."
 )
+
+
+class PictureSize(click.ParamType[int | tuple[int, int]]):
+    """A picture size in pixels: one number for both sides, or height and width as in 96x160."""
+
+    name = "PX|HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, int]:
+        """The number, or (height, width)."""
+        if not isinstance(value, str):
+            return value  # a default
+        sides = [int(side) for side in value.split("x") if re.fullmatch(r"[1-9][0-9]{0,5}", side)]
+        if len(sides) != value.count("x") + 1 or len(sides) > 2:
+            self.fail(f"{value!r} is no size in pixels, such as 160, or 96x160 for height and width.", param, ctx)
+        return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
 size_option = click.option(
-    "--size", type=click.IntRange(min=1), help="Picture size in pixels  [default: the one trained at]"
+    "--size",
+    type=PictureSize(),
+    metavar="PX|HxW",
+    help="Picture size in pixels, such as 160, or 96x160 (height, width)  [default: the one trained at]",
 )
 fast_option = click.option(
     "--fast", is_flag=True, help="Run the quickest way on this machine's processor; the first time takes a minute."

@@ -75,7 +75,7 @@ class Preprocessing:
         """The same for another picture size in pixels, or for None as it is."""
         if size is None:
             return self
-        return replace(self, size=(size, size) if isinstance(size, int) else size)
+        return replace(self, size=(size, size) if isinstance(size, int) else (size[0], size[1]))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":

@@ -59,7 +59,7 @@ def explain(
     blocks: Sequence[int] | None = None,
     pictures: str | Path | None = None,
     limit: int = 256,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     batch_size: int = 32,
     device: str = "auto",
 ) -> Explained:
@@ -73,7 +73,7 @@ def explain(
         blocks: whose matrices and overlays to draw, counted from 0; the first, a middle one and the last if None.
         pictures: a folder of pictures, or a data set, over which to measure how dynamic each block is; not measured if None.
         limit: at most so many of them, evenly spread.
-        size: picture size in pixels; the one trained at if None.
+        size: picture size in pixels, or (height, width); the one trained at if None.
         batch_size: pictures at a time.
         device: auto, cpu, cuda, mps or xpu.
 

@@ -49,7 +49,7 @@ class Job:
     top: int
     embeddings: bool
     batch_size: int
-    size: int | None  # of pictures in pixels, if not the one trained at
+    size: int | tuple[int, int] | None  # of pictures in pixels, if not the one trained at
     part: int  # pictures in a part, whole batches
     format: int = 1
 
@@ -67,7 +67,8 @@ class Job:
 
     def differences(self, other: dict[str, Any]) -> str:
         """In words, what in `other` is not as here; "" if nothing."""
-        found = {key: words for key, words in WORDS.items() if other.get(key) != getattr(self, key)}
+        ours: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # as `other` was read: no tuples
+        found = {key: words for key, words in WORDS.items() if other.get(key) != ours[key]}
         if "batch_size" in found:
             found.pop("part", None)  # which follows from it
         return ", ".join(dict.fromkeys(found.values()))

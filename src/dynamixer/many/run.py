@@ -125,7 +125,7 @@ def predict_many(
     top: int = 5,
     embeddings: bool = False,
     batch_size: int = 32,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     workers: int = 0,
     device: str = "auto",
     engine: str = "local",
@@ -144,7 +144,7 @@ def predict_many(
         top: how many classes to give for each picture, or all where there are fewer.
         embeddings: also write what the classifier reads of each picture, float32.
         batch_size: pictures at a time.
-        size: picture size in pixels, if not the one trained at.
+        size: picture size in pixels, or (height, width), if not the one trained at.
         workers: processes that decode (`engine="local"`); they change nothing in the output.
         device: auto, cpu, cuda, mps or xpu.
         engine: "local", or "ray" for Ray Data on the cluster that RAY_ADDRESS names, or this machine. Model and pictures

@@ -62,6 +62,14 @@ class Windows(NamedTuple):
     def average(self, matrices: Tensor) -> Tensor:
         """The windows' matrices [..., N, S, L, L], each in its place, averaged over the windows of a token: [..., S, K, K]."""
         k, tokens = self.line, self.tokens
+        if (
+            torch.compiler.is_exporting()
+        ):  # runtimes add what falls into one cell in several threads, and lose some of it
+            place = (torch.arange(k, device=tokens.device)[:, None] == tokens[:, None, :]).to(
+                matrices.dtype
+            )  # [N, K, L]
+            put = place[:, None]
+            return (put @ matrices @ put.mT).sum(-4) / place.sum((0, 2))[:, None]
         cells = (tokens[:, :, None] * k + tokens[:, None, :]).flatten()  # [N*L*L], of the [K, K] matrix
         entries = matrices.movedim(-4, -3).flatten(-3)  # [..., S, N*L*L]
         total = entries.new_zeros(*entries.shape[:-1], k * k).index_add(-1, cells, entries).unflatten(-1, (k, k))
