@@ -65,7 +65,8 @@ class Handler(BaseHTTPRequestHandler):
         elif "/resolve/" in self.path:
             self.answer({"error": "no entry"}, 404, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
         elif self.path.startswith("/api/models/"):
-            self.answer({"id": "me/flowers", "sha": COMMIT, "siblings": [{"rfilename": f} for f in hub.files]})
+            about = {"id": "me/flowers", "sha": COMMIT, "private": hub.private.get("me/flowers", False)}
+            self.answer(about | {"siblings": [{"rfilename": f} for f in hub.files]})
         else:
             self.answer({"error": self.path}, 404)
 

@@ -21,6 +21,9 @@ def test_the_choice_is_logged(capsys):
         ("cpu:128", "numbered from 0 to 127"),
         ("cpu:007", "there is no cpu:007"),
         ("", "unknown"),
+        ("cpu:", "unknown device 'cpu:'"),
+        ("cpu:²", "unknown device"),
+        ("auto:1", "unknown device 'auto:1'"),
     ],
 )
 def test_unknown_devices_are_refused(name, sentence):

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -105,6 +106,32 @@ def test_what_a_kill_left_in_the_folder_does_not_stop_the_next_try(run, tmp_path
     (tmp_path / "f/notes.txt").touch()
     with pytest.raises(UserError, match="holds something else"):
         write_folder(run, tmp_path / "f")
+
+
+def test_private_weights_are_not_put_where_everybody_reads_them(run, monkeypatch):
+    class Public:
+        def __init__(self, **_):
+            pass
+
+        def create_repo(self, name, **_):
+            return SimpleNamespace(repo_id=name)
+
+        def model_info(self, _):
+            return SimpleNamespace(private=False)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Public)  # which would fail at anything else
+    with pytest.raises(UserError, match="is there and public"):
+        dynamixer.push(run, "me/flowers", private=True)
+
+
+def test_what_others_wrote_is_not_written_over(run, tmp_path):
+    (tmp_path / "README.md").write_text("notes")
+    with pytest.raises(UserError, match="holds something else"):
+        write_folder(run, tmp_path)
+    timm.models.save_for_hf(timm.create_model("test_resnet"), tmp_path, safe_serialization=True)
+    with pytest.raises(UserError, match="holds something else"):
+        write_folder(run, tmp_path)
+    assert (tmp_path / "README.md").read_text() == "notes"
 
 
 def test_a_card_says_what_is_not_known(tmp_path):

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import gzip
 import io
 import json
 import multiprocessing
@@ -25,6 +26,7 @@ import dynamixer
 import many_kills
 from dynamixer import RunError, UserError, predict_many
 from dynamixer.data import Preprocessing
+from dynamixer.data.unlabelled import open_pictures
 from dynamixer.many import parts as parts_module
 from dynamixer.many import run as run_module
 from dynamixer.models.checkpoint import create_model, save_checkpoint
@@ -440,22 +442,23 @@ def test_pictures_that_were_gone_for_a_while_are_read_when_it_starts_again(folde
 
     with monkeypatch.context() as broken:
         broken.setattr(run_module, "_compute", gone)
-        with pytest.raises(RunError, match="were changed while they were read"):
+        with pytest.raises(RunError, match="was there and is gone: start again"):
             run(tmp_path / "in", model, out)
     aside.rename(tmp_path / "in")
     assert run(tmp_path / "in", model, out).bad == len(BAD)
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ETIMEDOUT])
-def test_a_failure_of_the_machine_is_no_bad_picture(folder, model, tmp_path, monkeypatch, number):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_failure_of_the_machine_is_no_bad_picture(folder, model, tmp_path, monkeypatch, number, workers):
     def exhausted(self):
         raise OSError(number, os.strerror(number))
 
     out = tmp_path / "p.parquet"
     with monkeypatch.context() as broken:
         broken.setattr(Path, "read_bytes", exhausted)
-        with pytest.raises(RunError, match=rf"\.png cannot be read: {os.strerror(number)}; start again"):
-            run(folder, model, out)
+        with pytest.raises(RunError, match=rf"^[^\n]*cannot be read: {os.strerror(number)}; start again[^\n]*$"):
+            run(folder, model, out, workers=workers)
     assert run(folder, model, out).bad == len(BAD)
 
 
@@ -465,6 +468,30 @@ def test_pictures_may_have_two_sides(folder, model, tmp_path):
     assert run(folder, model, out, size=(24, 40)) == first
     with pytest.raises(UserError, match="another --size"):
         run(folder, model, out, size=(40, 24))
+
+
+def test_a_file_that_was_written_anew_is_read_anew(tmp_path):
+    pictures = []
+    for colour in ("red", "blue"):
+        Image.new("RGB", (9, 9), colour).save(tmp_path / "a.png")
+        table = pa.table({"image": [{"bytes": (tmp_path / "a.png").read_bytes(), "path": None}]})
+        pq.write_table(table, tmp_path / "x.parquet")
+        pictures.append(open_pictures([tmp_path / "x.parquet"])[0].picture(0).getpixel((0, 0)))
+    assert pictures == [(255, 0, 0), (0, 0, 255)]
+
+
+@pytest.mark.parametrize("pattern", ["", "*"])
+def test_what_is_left_out_of_a_folder_of_shards_is_said_and_compressed_ones_are_refused(tmp_path, capsys, pattern):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "a.png", "a.png")
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "notes.txt").touch()
+    assert len(open_pictures([tmp_path / pattern])[0]) == 1
+    assert "left out what is not a picture: 1 in " in capsys.readouterr().err
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+    with pytest.raises(UserError, match=r"is compressed, .* unpack it with gunzip"):
+        open_pictures([tmp_path / pattern])
 
 
 def test_a_node_without_the_pictures_says_so(folder, model, tmp_path):

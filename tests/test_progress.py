@@ -1,5 +1,11 @@
 from dynamixer import progress as module
+from dynamixer.logs import log
 from dynamixer.progress import progress
+
+
+def test_what_is_said_is_said_as_it_is(capsys):
+    log("photos:100:cat.png is [bold]bad[/bold]")
+    assert capsys.readouterr().err == "photos:100:cat.png is [bold]bad[/bold]\n"
 
 
 def test_without_a_terminal_a_line_is_printed_now_and_then(capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """Where things run: `auto`, or one named device that is there or is an error."""
 
+import re
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ def resolve_device(name: str = "auto") -> torch.device:
     Raises:
         UserError: an unknown name, or a device that this machine or this build of torch does not have.
     """
-    kind, _, index = name.partition(":")
-    if kind not in DEVICES or (index and not index.isdigit()):
+    kind, colon, index = name.partition(":")
+    if kind not in DEVICES or (colon and (kind == "auto" or not re.fullmatch(r"[0-9]+", index))):
         raise UserError(f"unknown device {name!r}: {did_you_mean(kind, DEVICES)}")
     if kind == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)

@@ -1,5 +1,6 @@
 """Share a trained model: a folder as timm and huggingface_hub read it, with a model card, and its upload."""
 
+import contextlib
 import json
 import re
 import tempfile
@@ -8,12 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import yaml
 
 from dynamixer.errors import RunError, UserError, first_line
 from dynamixer.files import is_leftover, write_text
 from dynamixer.logs import log
-from dynamixer.models.about import CONFIG
+from dynamixer.models.about import CONFIG, KEY
 from dynamixer.models.checkpoint import MEMBERS, Checkpoint, load, save_checkpoint
 from dynamixer.models.count import count
 from dynamixer.models.download import WEIGHTS, called
@@ -70,9 +72,7 @@ def write_folder(
         checkpoint = replace(checkpoint, trained={**checkpoint.trained, "data": Path(data).name})
     path = checkpoint.path.absolute()
     folder = Path(out) if out is not None else Path(f"{called(path)}-hub")
-    if folder.exists() and (
-        not folder.is_dir() or any(p.name not in FILES and not is_leftover(p) for p in folder.iterdir())
-    ):
+    if folder.exists() and not _is_ours(folder):
         raise UserError(f"{folder} holds something else: give --out the name of a new folder.")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
         raise UserError(f"{license!r} is not the identifier of a licence, such as apache-2.0, cc-by-nc-4.0 or other.")
@@ -91,6 +91,21 @@ def write_folder(
         recipe = _recipe(path.parent / "config.yaml") if path.name in MEMBERS else {}
     write_text(folder / CARD, model_card(checkpoint, name or f"OWNER/{folder.name}", license=license, recipe=recipe))
     return folder
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is empty or one that `write_folder` wrote."""
+    if not folder.is_dir():
+        return False
+    held = {path.name for path in folder.iterdir() if not is_leftover(path)}
+    if not held <= {*FILES}:
+        return False
+    with (
+        contextlib.suppress(OSError, safetensors.SafetensorError),
+        safetensors.safe_open(folder / WEIGHTS, "np") as file,
+    ):
+        return KEY in (file.metadata() or {})
+    return not held
 
 
 def push(
@@ -129,10 +144,16 @@ def push(
         api = huggingface_hub.HfApi(library_name="dynamixer", library_version=version("dynamixer"))
         try:
             made = api.create_repo(repository, private=private, exist_ok=True)
+            if private and not api.model_info(made.repo_id).private:
+                raise UserError(
+                    f"{repository} is there and public: make it private on the hub, or leave --private out."
+                )
             kept = [CARD] if api.file_exists(made.repo_id, CARD) else []
             if kept:
                 log(f"{repository} has a {CARD}: it is kept")
             api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=message, ignore_patterns=kept)
+        except UserError:
+            raise
         except errors.HFValidationError as error:
             raise UserError(f"{repository} cannot be the name of a repository: {str(error).splitlines()[0]}") from None
         except errors.HfHubHTTPError as error:

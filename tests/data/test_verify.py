@@ -1,9 +1,12 @@
 """A data set with one of everything: each thing is found, under its name, and the rest is left alone."""
 
+import errno
 import io
 import json
+import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,6 +146,25 @@ def test_what_decoding_accepts_is_no_error(broken):
     for name, findings in broken[1].items():
         if set(findings) <= {*NOTES, "in-two-splits"}:
             decode(name)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_disk_that_cannot_be_read_is_found(tmp_path, monkeypatch, workers):
+    for i, name in enumerate(("cat", "dog")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "a.png").write_bytes(encoded(picture(i)))
+    whole = Path.read_bytes
+
+    def broken(path):
+        if path.parent.name == "cat":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return whole(path)
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    report = verify(tmp_path / "data", out=tmp_path / "out.jsonl", workers=workers)
+    assert (report.pictures, report.findings) == (2, {"unreadable": 1})
+    assert "cat/a.png cannot be read: Input/output error" in lines(report)[0]["findings"][0]["detail"]
 
 
 def test_files_that_cannot_be_read_are_found(tmp_path, monkeypatch):

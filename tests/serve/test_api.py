@@ -307,10 +307,25 @@ def test_what_is_not_http_is_told_so(here):
 def test_settings_that_cannot_work_are_refused():
     with pytest.raises(UserError, match="token is too short"):
         Settings(token="short")
+    for token in ("", " 0123456789abcdef", "0123456789abcdef\n", "0123456789abcdeé"):
+        with pytest.raises(UserError, match="token is too short or has letters"):
+            Settings(token=token)
+    assert Settings(token="0123456789abcdef").token
+    with pytest.raises(UserError, match="max_bytes=1000000000 is more than all bodies together"):
+        Settings(max_bytes=1_000_000_000)
     with pytest.raises(UserError, match="queue=0 has to be 1 or more"):
         Settings(queue=0)
     with pytest.raises(UserError, match="no address to listen on is given"):
         Settings(host="")
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.1.2.3", True), ("LocalHost", True), ("::1", True), ("0:0:0:0:0:0:0:1", True),
+     ("0.0.0.0", False), ("::", False), ("127.example.org", False), ("10.0.0.1", False)],
+)  # fmt: skip
+def test_only_this_machine_reaches_a_loopback_address(host, loopback):
+    assert Settings(host=host).loopback is loopback
 
 
 @pytest.fixture
@@ -340,6 +355,10 @@ def test_a_users_mistakes_are_one_sentence(model, tmp_path, command, monkeypatch
     assert code == 2
     assert "is not an address of this machine" in said
     monkeypatch.setenv("DYNAMIXER_TOKEN", "x")
+    code, said = command("--model", model, "--port", 0)
+    assert code == 2
+    assert "the token is too short" in said
+    monkeypatch.setenv("DYNAMIXER_TOKEN", "")  # a secret that nobody set
     code, said = command("--model", model, "--port", 0)
     assert code == 2
     assert "the token is too short" in said

@@ -114,9 +114,9 @@ def test_overload_is_answered_and_the_queue_never_grows(model, pictures):
 
 
 def test_bytes_that_arrive_are_bounded(model):
-    with server_here(model, body_memory=300_000, body_seconds=3) as (address, service):
+    with server_here(model, body_memory=300_000, max_bytes=300_000, body_seconds=3) as (address, service):
         head = (
-            b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 900000\r\n\r\n"
+            b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 290000\r\n\r\n"
         )
         place = urlsplit(address).hostname, urlsplit(address).port
         held = [socket.create_connection(place) for _ in range(8)]

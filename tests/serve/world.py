@@ -215,6 +215,12 @@ def hostile():
             png_header(10, 10, png_chunk(b"iCCP", b"a\0\0" + zlib.compress(b"x" * 60_000_000))),
         )
     )
+    scan = jpeg.index(b"\xff\xda")  # what makes the search for the picture's end long, or its decoding
+    made.append(("scan of a million fill bytes", jpeg[: scan + 14] + b"\xff" * 1_000_000 + b"\0"))
+    made.append(("200,000 empty segments", jpeg[:2] + b"\xff\xef\0\2" * 200_000 + jpeg[2:]))
+    last = whole["progressive"].rindex(b"\xff\xda")
+    repeated = whole["progressive"][last:-2] * 200
+    made.append(("200 scans", whole["progressive"][:-2] + repeated + b"\xff\xd9"))
     archive = zip_bytes()
     tails = {
         "zip": archive,

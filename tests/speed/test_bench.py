@@ -160,3 +160,10 @@ def test_without_a_fast_way_the_rest_is_timed(monkeypatch):
     assert list(measured["inference"]) == ["plain", "eager", "kernel"]
     assert measured["refused"] == {"fast": "there is none here."}
     assert measured["start"] == {}
+
+
+def test_what_a_model_cannot_do_is_a_sentence():
+    with pytest.raises(UserError, match="vit_tiny_patch16_224 does not take pictures of 336x336"):
+        module.scale(["vit_tiny_patch16_224"], Plan(batch=1))
+    with pytest.raises(UserError, match=r"cannot be trained with 1 pictures of 32x32 px: .*\(--no-train\)"):
+        bench(["test_resnet"], Plan(size=32, batch=1, fast=False))

@@ -12,8 +12,8 @@ TOKEN = "DYNAMIXER_TOKEN"
 
 
 @click.command(
-    epilog="Exit codes: 0 stopped by SIGTERM or SIGINT, after every request that was taken in was answered; "
-    "1 it could not listen; 2 a mistake in what was asked for."
+    epilog="Exit codes: 0 stopped by SIGTERM or SIGINT once it listened, after the requests that were taken in were answered; "
+    "1 it could not listen; 2 a mistake in what was asked for; 130 / 143 stopped by SIGINT / SIGTERM before it listened."
 )
 @model_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all of them.")
@@ -72,7 +72,7 @@ def serve(model: str, token_file: Path | None, device: str, as_json: bool, **opt
         from dynamixer.serve import serve as run  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs {error.name}: {install('serve')}") from None
-    token = os.environ.get(TOKEN) or None
+    token = os.environ.get(TOKEN)
     if token_file is not None:
         try:
             token = token_file.read_text(encoding="utf-8").strip()

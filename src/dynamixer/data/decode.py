@@ -195,15 +195,15 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "RGB" and "transparency" not in picture.info:
         return picture
     if picture.mode.startswith(("I", "F")):  # 16-bit grey comes as I;16 or, from PNG, I; floats (TIFF) as F
-        values = np.nan_to_num(np.asarray(picture).astype(np.float64), posinf=0.0, neginf=0.0)
-        top = float(values.max(initial=0.0))
+        values = np.asarray(picture)
         if picture.mode == "F":
-            values = values * (255 / max(1.0, top))
-        elif picture.mode != "I" or top > 255:  # 32-bit files hold 8-bit values too
-            values = values / 257  # 65535 -> 255
+            values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+            values *= 255 / max(1.0, float(values.max(initial=0.0)))
+        elif picture.mode != "I" or values.max(initial=0) > 255:  # 32-bit files hold 8-bit values too
+            values = (values.clip(0, 65535).astype(np.uint32) + 128) // 257  # 65535 -> 255, rounded
         if isinstance(clear := picture.info.get("transparency"), int):  # the grey that is no picture, on white
             values = np.where(np.asarray(picture) == clear, 255, values)
-        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8), "L").convert("RGB")
+        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))

@@ -17,8 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from dynamixer.data.decode import BadImage
 from dynamixer.data.preprocess import Augmentation, Preprocessing
 from dynamixer.data.sources import Source
-from dynamixer.data.workers import end_with_parent, started, worker_signals
-from dynamixer.errors import RunError
+from dynamixer.data.workers import end_with_parent, from_workers, started, worker_signals
 from dynamixer.progress import progress
 
 KEEP_BYTES = 2**30  # pictures that take less than this as pixels are decoded once and kept
@@ -313,12 +312,9 @@ def readable(source: Source, indices: np.ndarray) -> tuple[np.ndarray, list[str]
 
 def batches(loader: DataLoader[Batch]) -> Iterator[Batch]:
     """The batches; what a worker fails by, such as a bad picture, is reported as in the main process."""
-    try:
+    with from_workers():
         for pictures, labels, bad in started(loader):
             yield Batch(pictures, labels, tuple(bad))
-    except (BadImage, RunError) as error:  # a worker's error comes back as its traceback, with the sentence at the end
-        kind = type(error)
-        raise kind(str(error).rstrip().split(f"{kind.__name__}: ")[-1]) from None
 
 
 def training_loader(pictures: TrainingPictures, keys: RunKeys | Sequence[list[Key]], workers: int) -> DataLoader[Batch]:

@@ -17,7 +17,7 @@ from dynamixer.data.base import Pictures
 from dynamixer.data.decode import SUFFIXES, BadImage, check_bytes, raise_for_machine, read_file
 from dynamixer.data.sources import files_in, image_columns, named
 from dynamixer.data.tar import COMPRESSED_ENDINGS, TarPictures, every_picture
-from dynamixer.errors import UserError
+from dynamixer.errors import RunError, UserError
 from dynamixer.files import in_utf8
 from dynamixer.logs import log
 
@@ -36,8 +36,16 @@ class Files(Pictures):
         return len(self.ends) - 1
 
     def encoded(self, index: int) -> bytes:
-        """The file's bytes."""
-        return read_file(self._path(index), name=self.title(index))
+        """The file's bytes.
+
+        Raises:
+            BadImage: unreadable or too large.
+            RunError: it was there, and is no longer.
+        """
+        path = self._path(index)
+        if not os.path.lexists(path):
+            raise RunError(f"{self.title(index)} was there and is gone: start again.")
+        return read_file(path, name=self.title(index))
 
     def title(self, index: int) -> str:
         """The file's path."""
@@ -53,6 +61,8 @@ class ParquetRows(Pictures):
     def __init__(self, path: Path):
         self.path = path
         try:
+            state = path.stat()
+            self.stamp = state.st_size, state.st_mtime_ns
             with pq.ParquetFile(path) as file:
                 columns = image_columns(file.schema_arrow)
                 groups = range(file.metadata.num_row_groups)
@@ -72,7 +82,7 @@ class ParquetRows(Pictures):
         """The bytes in a row."""
         group = int(np.searchsorted(self.ends, index, side="right")) - 1
         try:
-            value = _row_group(self.path, group, self.column)[index - int(self.ends[group])]
+            value = _row_group(self.path, self.stamp, group, self.column)[index - int(self.ends[group])]
         except MemoryError:  # Arrow's is an ArrowException too
             raise
         except (pa.ArrowException, OSError) as error:
@@ -90,7 +100,7 @@ class ParquetRows(Pictures):
 
 
 @lru_cache(maxsize=1)
-def _row_group(path: Path, group: int, column: str) -> pa.ChunkedArray:
+def _row_group(path: Path, stamp: tuple[int, int], group: int, column: str) -> pa.ChunkedArray:
     with pq.ParquetFile(path) as file:
         return file.read_row_group(group, columns=[column]).column(0)
 
@@ -177,22 +187,32 @@ def _kind(file: Path) -> str:
     return suffix if suffix in SHARDS else "pictures"
 
 
+def _is_shard(file: Path) -> bool:
+    """Whether it holds many pictures; a compressed one is refused with a sentence where it is opened."""
+    return file.suffix.lower() in SHARDS or file.name.lower().endswith(COMPRESSED_ENDINGS)
+
+
+def _say_left(others: Sequence[Path], name: str) -> None:
+    if others:
+        log(f"left out what is not a picture: {len(others)} in {name}, the first is {others[0]}")
+
+
 def _files(path: str | Path) -> list[Path]:
     """The files that a path or pattern means."""
     name, path = str(path), Path(path)
     if path.is_dir():
         pictures, others = files_in(path)
-        found = pictures or [file for file in others if file.suffix.lower() in SHARDS]
+        found = pictures or [file for file in others if _is_shard(file)]
         if not found:
             raise UserError(f"{path} has no pictures ({', '.join(sorted(SUFFIXES))}), Parquet or tar files.")
-        if len(pictures) == len(found) and others:
-            log(f"left out what is not a picture: {len(others)} in {path}, the first is {others[0]}")
+        _say_left([file for file in others if pictures or not _is_shard(file)], name)
         return found
     if not path.exists() and glob.has_magic(name):
         matching = [Path(file) for file in glob.glob(name, recursive=True)]
-        known = [file for file in matching if file.is_file() and file.suffix.lower() in {*SUFFIXES, *SHARDS}]
+        known = [f for f in matching if f.is_file() and (f.suffix.lower() in SUFFIXES or _is_shard(f))]
         if not known:
             raise UserError(f"no picture, Parquet or tar file matches {name}.")
+        _say_left(sorted({*matching} - {*known}), name)
         return known
     if not path.exists():
         raise UserError(f"there is no file or folder {name}.")

@@ -131,6 +131,8 @@ def check(source: Source, index: int) -> dict[str, Any]:
         decode(encoded, name=record["name"])
     except BadImage as error:
         record["findings"].insert(0, _finding(error.kind, str(error)))
+    except RunError as error:  # a disk that cannot be read, which is what is looked for here
+        record["findings"].insert(0, _finding("unreadable", str(error)))
     return record
 
 

@@ -5,9 +5,13 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.utils.data import DataLoader
+
+from dynamixer.data.decode import BadImage
+from dynamixer.errors import RunError
 
 GRACE = 30  # seconds that a worker outlives a SIGTERM: the main process may want its pictures for one more step
 STOPPING = {signal.SIGTERM, signal.SIGINT}
@@ -23,6 +27,16 @@ def started(loader: DataLoader[Any]) -> Iterator[Any]:
         return iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def from_workers() -> Iterator[None]:
+    """What a worker fails by is raised as in the main process: it comes back as its traceback, with the sentence at the end."""
+    try:
+        yield
+    except (BadImage, RunError) as error:
+        kind = type(error)
+        raise kind(str(error).rstrip().split(f"{kind.__name__}: ")[-1]) from None
 
 
 def end_with_parent(worker: int) -> None:

@@ -1,6 +1,8 @@
 """The parts of an output computed by Ray Data, on as many nodes as the cluster has (extra `ray`)."""
 
 import importlib
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from dynamixer.data.base import Pictures
-from dynamixer.errors import RunError, UserError, install
+from dynamixer.errors import RunError, UserError, first_line, install
 from dynamixer.many.parts import Job
 from dynamixer.many.run import Predictor, Slices, fingerprint
 from dynamixer.models.checkpoint import Checkpoint, load
@@ -64,7 +66,12 @@ def compute(
     gpus = 0 if device.type == "cpu" else 1
     try:
         if not ray.is_initialized():
-            ray.init(log_to_driver=False)
+            try:
+                ray.init(log_to_driver=False)
+            except ValueError as error:  # an address that is none
+                raise UserError(
+                    f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')} cannot be used: {first_line(error)}"
+                ) from None
         resources = ray.cluster_resources()
         fits = [resources.get("CPU", 0) // threads, *([resources.get("GPU", 0)] if gpus else [])]
         most = int(min(fits))
@@ -88,6 +95,10 @@ def compute(
     except (RunError, UserError):
         raise
     except ray.exceptions.RayError as error:
-        raise RunError(f"Ray stopped: {str(error).strip().splitlines()[-1]}") from None
+        said = str(error).strip().splitlines()
+        ours = [
+            line.partition("Error: ")[2] for line in said if re.match(r"[\w.]*(RunError|UserError|BadImage): ", line)
+        ]
+        raise RunError(f"Ray stopped: {ours[-1] if ours else said[-1]}") from None
     except ConnectionError as error:
         raise RunError(f"the Ray cluster cannot be reached: {error}.") from None

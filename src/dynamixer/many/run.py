@@ -17,7 +17,7 @@ from dynamixer.data.base import Pictures
 from dynamixer.data.decode import BadImage
 from dynamixer.data.preprocess import Preprocessing
 from dynamixer.data.unlabelled import digest_of_files, open_pictures
-from dynamixer.data.workers import started, worker_signals
+from dynamixer.data.workers import from_workers, started, worker_signals
 from dynamixer.device import resolve_device
 from dynamixer.errors import RunError, UserError, did_you_mean
 from dynamixer.logs import log
@@ -200,7 +200,8 @@ def _fill(
     job = parts.job
     with parts.opened(_machine(where)):
         if not parts.finished():  # by another process, while this one waited
-            missing = [part for part in range(job.parts) if part not in parts.done()]
+            there = parts.done()
+            missing = [part for part in range(job.parts) if part not in there]
             done = job.pictures - sum(len(numbers) for part in missing for numbers in job.slices(part))
             if done:
                 log(f"goes on after {done:,} of {job.pictures:,} pictures")
@@ -250,5 +251,6 @@ def _compute(
         slices, batch_size=None, sampler=order, num_workers=workers, worker_init_fn=worker_signals
     )
     batches = started(loader)
-    for part in missing:
-        yield part, predictor.rows(next(batches) for _ in job.slices(part))
+    with from_workers():
+        for part in missing:
+            yield part, predictor.rows(next(batches) for _ in job.slices(part))

@@ -38,7 +38,7 @@ def fetch(name: str) -> Path:
         raise UserError(f"there is no {name}, or it is private: `hf auth login` lets you in.") from None
     except errors.HFValidationError as error:
         raise UserError(f"{name} is not a model of the hub: {str(error).splitlines()[0]}") from None
-    except (OSError, errors.LocalEntryNotFoundError) as error:
+    except Exception as error:  # whatever the network does
         raise RunError(f"{name} could not be downloaded: {first_line(error).rstrip('.')}.") from None
 
 

@@ -18,7 +18,7 @@ from dynamixer.models.checkpoint import Checkpoint
 from dynamixer.serve.batching import Gate
 from dynamixer.serve.body import Bodies
 from dynamixer.serve.classifier import Classifier, MixingQuery
-from dynamixer.serve.guard import FAILED, Guard, refusal
+from dynamixer.serve.guard import FAILED, SAMPLE, Guard, refusal
 from dynamixer.serve.metrics import CONTENT_TYPE_LATEST, Metrics
 from dynamixer.serve.openapi import ENCODINGS, document
 from dynamixer.serve.samples import SHOWN, Sample
@@ -68,7 +68,7 @@ class Service:
             Route("/v1/model", self.model),
             Route("/v1/average", self.get_average),
             Route("/v1/samples", self.get_samples),
-            Route("/v1/samples/{number}", self.sample),
+            Route(SAMPLE, self.sample),
             Route("/metrics", self.get_metrics),
             Route("/openapi.json", self.openapi),
         ]
@@ -167,6 +167,7 @@ class Service:
     async def get_average(self, request: Request) -> Response:
         """The matrices averaged over the samples; for a while after the start this waits for them."""
         _query(request)
+        self._check_ready()
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.answer_seconds):
                 await self.average_tried.wait()

@@ -2,6 +2,7 @@
 
 import hmac
 import json
+import re
 import time
 
 from starlette.responses import Response
@@ -24,6 +25,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
+SAMPLE = "/v1/samples/{number}"
+_SAMPLE = re.compile(r"/v1/samples/[0-9]+")
 _RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 
 
@@ -78,7 +81,8 @@ class Guard:
             if not status:
                 await refusal(FAILED)(scope, receive, dressed)
         finally:
-            path = scope["path"] if scope["path"] in self.known_paths else "other"
+            path = SAMPLE if _SAMPLE.fullmatch(scope["path"]) else scope["path"]
+            path = path if path in self.known_paths else "other"
             self.metrics.requests.labels(path, status or 499).inc()
             self.metrics.seconds.labels(path).observe((answered or time.perf_counter()) - start)
 

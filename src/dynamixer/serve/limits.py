@@ -11,7 +11,9 @@ from dynamixer.data.decode import BadImage, Limits, decode
 from dynamixer.serve.settings import Refused
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-_SCAN_END = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # a marker in a JPEG's scan: neither stuffing nor a restart
+_SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # a marker in a JPEG's scan: neither stuffing nor a restart
+MOST_SCANS = 100  # of a progressive JPEG, each of which goes over all of the picture again; encoders write about ten
+MOST_MARKERS = 5_000  # of a JPEG; a photo has some hundred at most
 _EXIF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}  # of each type's value
 
 
@@ -84,8 +86,8 @@ def _is_zip(encoded: bytes) -> bool:
 
 
 def _end_of_jpeg(encoded: bytes) -> int:
-    at = 2
-    while True:
+    at, scans = 2, 0
+    for _ in range(MOST_MARKERS):
         at = encoded.index(b"\xff", at)
         while encoded[at] == 0xFF:
             at += 1
@@ -97,10 +99,14 @@ def _end_of_jpeg(encoded: bytes) -> int:
             continue
         at += struct.unpack_from(">H", encoded, at)[0]
         if marker == 0xDA:
+            scans += 1
+            if scans > MOST_SCANS:
+                raise Refused(422, f"the picture has more than {MOST_SCANS} scans: save it anew.")
             found = _SCAN_END.search(encoded, at)
             if found is None:
                 return len(encoded) + 1
             at = found.start()
+    raise Refused(422, f"the picture has more than {MOST_MARKERS:,} markers: save it anew, without its metadata.")
 
 
 def _end_of_png(encoded: bytes) -> int:

@@ -38,7 +38,7 @@ def document(settings: Settings, classes: int) -> dict[str, Any]:
             )
         },
         "/v1/model": {"get": _get("The model, its classes, preprocessing and blocks", "Model")},
-        "/v1/average": {"get": _get("The matrices averaged over the samples", "Average", 404, 503)},
+        "/v1/average": {"get": _get("The matrices averaged over the samples", "Average", 404, 500, 503)},
         "/v1/samples": {"get": _get("Pictures to try", "Samples")},
         "/v1/samples/{number}": {
             "get": _operation("One of these pictures", {"application/octet-stream": {"schema": _BYTES}}, 404, 422)
@@ -48,7 +48,7 @@ def document(settings: Settings, classes: int) -> dict[str, Any]:
                 ]
             }
         },
-        "/healthz": {"get": _get("Whether the process answers", "Status") | {"security": []}},
+        "/healthz": {"get": _get("Whether the process answers", "Health") | {"security": []}},
         "/readyz": {
             "get": _get("Whether the warm-up inference matched its golden answer", "Status", 503) | {"security": []}
         },
@@ -146,6 +146,7 @@ _MIXING = {
 _SCHEMAS: dict[str, Any] = {
     "Error": _object(error=_STRING),
     "Status": _object(status=_STRING),
+    "Health": _object(status=_STRING, ready={"type": "boolean"}, reason={"type": ["string", "null"]}),
     "Guess": _object(label=_STRING, probability={"type": "number", "minimum": 0, "maximum": 1.0001}),
     "Prediction": _object(model=_STRING, top={"type": "array", "items": _ref("Guess"), "minItems": 1}),
     "Block": _object(

@@ -91,6 +91,7 @@ def listen(settings: Settings) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, PIECE)
     try:
         listener.bind((settings.host, settings.port))
+        listener.listen()
     except (socket.gaierror, OverflowError, UnicodeError):
         listener.close()
         raise UserError(f"{settings.host} is not an address of this machine.") from None

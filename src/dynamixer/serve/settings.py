@@ -1,5 +1,8 @@
 """What a server is told, and how it says no."""
 
+import ipaddress
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,17 +64,22 @@ class Settings:
             )
         if not 0 <= self.port <= 65535:
             raise UserError(f"port {self.port} is not between 0 (any free one) and 65535.")
-        if self.token is not None and (
-            len(self.token) < 16 or not self.token.isascii() or not self.token.isprintable()
-        ):
+        if self.body_memory < self.max_bytes:
             raise UserError(
-                "the token is too short or has letters that a header cannot hold: take 16 or more of ASCII."
+                f"max_bytes={self.max_bytes} is more than all bodies together may take: {self.body_memory} bytes (body_memory)."
+            )
+        if self.token is not None and not re.fullmatch(r"[!-~]([ -~]{14,}[!-~])", self.token):
+            raise UserError(
+                "the token is too short or has letters that a header cannot hold: take 16 or more of ASCII, no space around."
             )
 
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach the server."""
-        return self.host in LOOPBACK or self.host.startswith("127.")
+        host = self.host.lower()
+        with suppress(ValueError):
+            return host in LOOPBACK or ipaddress.ip_address(host).is_loopback
+        return False
 
     @property
     def limits(self) -> Limits:

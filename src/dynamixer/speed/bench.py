@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 import dynamixer
 from dynamixer.data.preprocess import native_size
-from dynamixer.errors import UserError
+from dynamixer.errors import UserError, first_line
 from dynamixer.layers import AxisMixer
 from dynamixer.logs import log
 from dynamixer.models import DynaMixer, count
-from dynamixer.models.checkpoint import create_model
+from dynamixer.models.checkpoint import check_sizes, create_model
 from dynamixer.native import processor_name
 from dynamixer.progress import progress
 from dynamixer.speed.ceiling import Shape, measure_ceiling, shapes
@@ -125,6 +125,7 @@ def example_model(name: str, size: int | None = None, **options: Any) -> nn.Modu
 def _measure(name: str, plan: Plan) -> Measured:
     model = example_model(name, plan.size)
     sides = (plan.size, plan.size) if plan.size else native_size(model)
+    check_sizes(model, name, [sides])
     pictures = torch.randn(plan.batch, 3, *sides, generator=torch.Generator().manual_seed(0))
     size, work = count(model, sides)
     autocast = autocast_of(plan.precision)
@@ -205,6 +206,11 @@ def _measure_training(model: nn.Module, variants: dict[str, nn.Module], plan: Pl
         for peer, options in {"static": {"generator": "static"}, "no softmax": {}}.items():
             variants[peer] = use_kernel(example_model(result.model, plan.size, softmax=False, **options))
     steps = {key: TrainingStep(variant, pictures, autocast_of(plan.precision)) for key, variant in variants.items()}
+    try:
+        steps[result.baseline]()
+    except (ValueError, RuntimeError) as error:  # BatchNorm wants more than one number for each channel
+        how = f"{result.train_batch} pictures of {result.size[0]}x{result.size[1]} px"
+        raise UserError(f"{result.model} cannot be trained with {how}: {first_line(error)} (--no-train)") from None
     products = shapes(copy.deepcopy(model), pictures, backward=True)
     result.training_ceiling = _ceiling(products, result.train_batch, plan)
     result.training = _figures(_in_turn(steps, plan.rounds), result.baseline, result.train_batch)
@@ -328,6 +334,7 @@ def scale(names: Sequence[str], plan: Plan) -> dict[str, Any]:
         model = example_model(name)
         native = native_size(model)[0]
         sizes = [native, native * 3 // 2, native * 2, native * 3, native * 4]
+        check_sizes(model, name, [(size, size) for size in sizes])
         settings = [(size, plan.batch) for size in sizes] + [
             (native, batch) for batch in (1, 2, 4, 16) if batch != plan.batch
         ]

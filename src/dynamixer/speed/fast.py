@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynamixer.errors import UserError, did_you_mean, first_line, install
+from dynamixer.errors import UserError, did_you_mean, first_line
 from dynamixer.export.formats import need
 from dynamixer.export.int8 import quantise
 from dynamixer.logs import log
@@ -87,14 +88,17 @@ def optimize(
         raise UserError(f"unknown precision {precision!r}: {did_you_mean(precision, PRECISIONS)}")
     model = copy.deepcopy(model).eval()
     kind = ("bf16" if computes_in_bf16() else "fp32") if precision == "auto" else precision
+    whys: list[str] = []
+    pictures = None if calibration is None else [*calibration]
     for name in WAYS if way == "auto" else [way]:
         try:
-            return _by(name, model, example, kind, None if calibration is None else [*calibration])
+            return _by(name, model, example, kind, pictures)
         except UserError as error:
-            if way != "auto" or name == [*WAYS][-1]:
+            if way != "auto":
                 raise
-            log(f"not by {name}: {error}")
-    raise AssertionError("the last way works or says why not")
+            whys.append(f"not by {name}: {error}")
+            log(whys[-1])
+    raise UserError(f"no way on this machine runs it in {kind}: {' '.join(whys)}")
 
 
 class FastModel(nn.Module):
@@ -160,6 +164,7 @@ def _made(
                 name,
                 precision,
                 way.version(),
+                version("dynamixer"),
                 *(a.tobytes() for a in calibration or ()),
             )
             path = cache_folder("optimized") / f"{key}{way.suffix}"
@@ -245,7 +250,7 @@ class _Eager:
     suffix = ""
 
     def why_not(self, precision: str) -> str | None:
-        return f"int8 needs openvino and nncf: {install('openvino')}" if precision == "int8" else None
+        return "eager does not compute in int8." if precision == "int8" else None
 
     def version(self) -> str:
         return ""
