@@ -74,6 +74,9 @@ def bench(
     instead = "scale" if scale else "parts" if parts else ""
     if idle := [f"--{name.replace('_', '-')}" for name in IDLE.get(instead, ()) if is_given(name)]:
         raise UserError(f"--{instead} has no use for {' and '.join(idle)}: leave it out.")
+    for name, needed in (("ways", "fast"), ("peers", "train"), ("train_batch", "train")):
+        if is_given(name) and not plan[needed]:
+            raise UserError(f"--{name.replace('_', '-')} has no use for --no-{needed}: leave one of them out.")
     if roofline is not None:
         check_picture_path(roofline)
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):

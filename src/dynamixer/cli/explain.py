@@ -5,7 +5,15 @@ from typing import Any
 
 import click
 
-from dynamixer.cli.common import EXIT_CODES, device_option, json_option, model_option, print_result, size_option
+from dynamixer.cli.common import (
+    EXIT_CODES,
+    device_option,
+    is_given,
+    json_option,
+    model_option,
+    print_result,
+    size_option,
+)
 
 
 class _Numbers(click.ParamType[tuple[int, ...]]):
@@ -76,8 +84,11 @@ def explain(image: str, model: str, as_json: bool, **options: Any) -> None:
 
     Models without the softmax have negative weights: they are blue, positive ones red.
     """
+    from dynamixer.errors import UserError  # noqa: PLC0415
     from dynamixer.explain.report import explain as run  # noqa: PLC0415
 
+    if not options["pictures"] and (idle := [key for key in ("limit", "batch_size") if is_given(key)]):
+        raise UserError(f"--{idle[0].replace('_', '-')} says how --pictures are read: give those too, or leave it out.")
     found = run(image, model, **options)
     print_result(as_json, found.to_dict(), _text(found))
 
