@@ -64,10 +64,9 @@ class Windows(NamedTuple):
         k, tokens = self.line, self.tokens
         if (
             torch.compiler.is_exporting()
-        ):  # runtimes add what falls into one cell in several threads, and lose some of it
-            place = (torch.arange(k, device=tokens.device)[:, None] == tokens[:, None, :]).to(
-                matrices.dtype
-            )  # [N, K, L]
+        ):  # sums into one cell are made in several threads by runtimes, which lose some of them
+            rows = torch.arange(k, device=tokens.device)[:, None]
+            place = (rows == tokens[:, None, :]).to(matrices.dtype)  # [N, K, L]
             put = place[:, None]
             return (put @ matrices @ put.mT).sum(-4) / place.sum((0, 2))[:, None]
         cells = (tokens[:, :, None] * k + tokens[:, None, :]).flatten()  # [N*L*L], of the [K, K] matrix
