@@ -62,9 +62,8 @@ class Windows(NamedTuple):
     def average(self, matrices: Tensor) -> Tensor:
         """The windows' matrices [..., N, S, L, L], each in its place, averaged over the windows of a token: [..., S, K, K]."""
         k, tokens = self.line, self.tokens
-        if (
-            torch.compiler.is_exporting()
-        ):  # sums into one cell are made in several threads by runtimes, which lose some of them
+        # In a file's graph by products: runtimes make sums into one cell in several threads, and lose some of them.
+        if torch.compiler.is_exporting():
             rows = torch.arange(k, device=tokens.device)[:, None]
             place = (rows == tokens[:, None, :]).to(matrices.dtype)  # [N, K, L]
             put = place[:, None]
