@@ -13,35 +13,10 @@ from dynamixer.errors import RunError, UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # beyond them Pillow refuses
-OF_THE_MACHINE = {  # what the system says when files cannot be opened for now, or their disk or network is away
-    getattr(errno, name)
-    for name in (
-        *(
-            "EMFILE",
-            "ENFILE",
-            "ENOMEM",
-            "ESTALE",
-            "EIO",
-            "EBUSY",
-            "EAGAIN",
-            "ENODEV",
-            "ENXIO",
-            "EREMOTEIO",
-            "ETIMEDOUT",
-        ),
-        *(
-            "ENETDOWN",
-            "ENETUNREACH",
-            "EHOSTDOWN",
-            "EHOSTUNREACH",
-            "ENOTCONN",
-            "ECONNRESET",
-            "ECONNABORTED",
-            "ECONNREFUSED",
-        ),
-    )
-    if hasattr(errno, name)
-}
+_AWAY = """EMFILE ENFILE ENOMEM ESTALE EIO EBUSY EAGAIN ENODEV ENXIO EREMOTEIO ETIMEDOUT
+    ENETDOWN ENETUNREACH EHOSTDOWN EHOSTUNREACH ENOTCONN ECONNRESET ECONNABORTED ECONNREFUSED"""
+# What the system says when files cannot be opened for now, or their disk or network is away; not all systems know all.
+OF_THE_MACHINE = {getattr(errno, name) for name in _AWAY.split() if hasattr(errno, name)}
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 

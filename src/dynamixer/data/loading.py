@@ -70,7 +70,7 @@ def held_out_of(source: Source, trained: Mapping[str, Any]) -> np.ndarray | None
     if not isinstance(split, dict) or split.get("digest") != digest_of((source, np.arange(len(source)))):
         return None
     share = split.get("holdout")
-    return holdout(source.labels, share if isinstance(share, int | float) else 0.0)[1]
+    return holdout(source.labels, share)[1] if isinstance(share, int | float) and 0 <= share < 1 else None
 
 
 class EpochKeys(Sequence[list[Key]]):

@@ -96,9 +96,7 @@ def compute(
         raise
     except ray.exceptions.RayError as error:
         said = str(error).strip().splitlines()
-        ours = [
-            line.partition("Error: ")[2] for line in said if re.match(r"[\w.]*(RunError|UserError|BadImage): ", line)
-        ]
+        ours = re.findall(r"^[\w.]*(?:RunError|UserError|BadImage): (.*)$", str(error), re.MULTILINE)
         raise RunError(f"Ray stopped: {ours[-1] if ours else said[-1]}") from None
     except ConnectionError as error:
         raise RunError(f"the Ray cluster cannot be reached: {error}.") from None
