@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynamixer.errors import UserError, did_you_mean, first_line
+from dynamixer.errors import UserError, did_you_mean, first_line, install
 from dynamixer.export.formats import need
 from dynamixer.export.int8 import quantise
 from dynamixer.logs import log
@@ -250,7 +250,34 @@ class _Eager:
     suffix = ""
 
     def why_not(self, precision: str) -> str | None:
-        return "eager does not compute in int8." if precision == "int8" else None
+        if precision != "int8":
+            return None
+        return f"eager does not compute in int8, which needs openvino and nncf: {install('openvino')}"
+
+    def version(self) -> str:
+        return ""
+
+    def make(self, *_: Any) -> None: ...
+
+    def load(self, model: nn.Module, path: Path | None, precision: str) -> Run:
+        """With int8 what is not in eight bits is in bf16, where the processor computes in it."""
+        around = precision if precision != "int8" else "bf16" if computes_in_bf16() else "fp32"
+        kind = torch.bfloat16 if around == "bf16" else torch.float32
+        frozen = freeze(use_kernel(copy.deepcopy(model)), kind, int8=precision == "int8")
+        return _Eager().load(frozen, None, around)
+
+
+class _Eager:
+    """The model as it is."""
+
+    suffix = ""
+
+    def why_not(self, precision: str) -> str | None:
+        return (
+            f"eager does not compute in int8, which needs openvino and nncf: {install('openvino')}"
+            if precision == "int8"
+            else None
+        )
 
     def version(self) -> str:
         return ""
