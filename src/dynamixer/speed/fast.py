@@ -260,31 +260,6 @@ class _Eager:
     def make(self, *_: Any) -> None: ...
 
     def load(self, model: nn.Module, path: Path | None, precision: str) -> Run:
-        """With int8 what is not in eight bits is in bf16, where the processor computes in it."""
-        around = precision if precision != "int8" else "bf16" if computes_in_bf16() else "fp32"
-        kind = torch.bfloat16 if around == "bf16" else torch.float32
-        frozen = freeze(use_kernel(copy.deepcopy(model)), kind, int8=precision == "int8")
-        return _Eager().load(frozen, None, around)
-
-
-class _Eager:
-    """The model as it is."""
-
-    suffix = ""
-
-    def why_not(self, precision: str) -> str | None:
-        return (
-            f"eager does not compute in int8, which needs openvino and nncf: {install('openvino')}"
-            if precision == "int8"
-            else None
-        )
-
-    def version(self) -> str:
-        return ""
-
-    def make(self, *_: Any) -> None: ...
-
-    def load(self, model: nn.Module, path: Path | None, precision: str) -> Run:
         def run(pictures: Tensor) -> Tensor:
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 return model(pictures)
