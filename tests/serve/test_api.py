@@ -321,7 +321,7 @@ def test_settings_that_cannot_work_are_refused():
 
 @pytest.mark.parametrize(
     ("host", "loopback"),
-    [("127.0.0.1", True), ("127.1.2.3", True), ("LocalHost", True), ("::1", True), ("0:0:0:0:0:0:0:1", True),
+    [("127.0.0.1", True), ("127.1.2.3", True), ("127.1", True), ("LocalHost", True), ("::1", True), ("0:0:0:0:0:0:0:1", True),
      ("0.0.0.0", False), ("::", False), ("127.example.org", False), ("10.0.0.1", False)],
 )  # fmt: skip
 def test_only_this_machine_reaches_a_loopback_address(host, loopback):

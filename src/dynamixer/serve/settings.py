@@ -68,7 +68,7 @@ class Settings:
             raise UserError(
                 f"max_bytes={self.max_bytes} is more than all bodies together may take: {self.body_memory} bytes (body_memory)."
             )
-        if self.token is not None and not re.fullmatch(r"[!-~]([ -~]{14,}[!-~])", self.token):
+        if self.token is not None and not re.fullmatch(r"[!-~][ -~]{14,}[!-~]", self.token):
             raise UserError(
                 "the token is too short or has letters that a header cannot hold: take 16 or more of ASCII, no space around."
             )
@@ -79,7 +79,7 @@ class Settings:
         host = self.host.lower()
         with suppress(ValueError):
             return host in LOOPBACK or ipaddress.ip_address(host).is_loopback
-        return False
+        return re.fullmatch(r"127[.0-9]*", host) is not None  # 127.1, which the system takes for 127.0.0.1
 
     @property
     def limits(self) -> Limits:
