@@ -4,6 +4,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from dynamixer.errors import UserError
 from dynamixer.layers import AxisMixer, DynaMixerBlock, MixerLayer, Mixing, PatchConv
@@ -162,3 +163,75 @@ def test_a_dropped_path_leaves_the_residual():
     x = torch.randn(2, 4, 4, C)
     assert torch.equal(layer(x), x)
     assert not torch.equal(layer.eval()(x), x)
+
+
+class Adapter(nn.Module):
+    """What adapters of low rank do: the layer that was there, and something beside it; parameters seem to be the layer's own."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        self.beside = nn.Linear(base.in_features, base.out_features)
+
+    weight = property(lambda self: self.base.weight)
+    bias = property(lambda self: self.base.bias)
+
+    def forward(self, x):
+        return self.base(x) + self.beside(x)
+
+    def merged(self):
+        one = copy.deepcopy(self.base)
+        with torch.no_grad():
+            one.weight += self.beside.weight
+            one.bias += self.beside.bias
+        return one
+
+
+@pytest.mark.parametrize("length", [6, 9])
+@pytest.mark.parametrize(
+    ("generator", "part"),
+    [(g, p) for g, parts in (("dynamic", ("reduce", "generate")), ("dense", ("hidden", "rows"))) for p in (*parts, "project")],
+)  # fmt: skip
+def test_an_adapter_around_a_linear_layer_acts(generator, part, length):
+    mixer, x = sharpen(AxisMixer(C, 6, S, D, Mixing(generator=generator))), torch.randn(2, 3, length, C)
+    before = mixer(x)
+    adapter = sharpen(Adapter(getattr(mixer, part)), seed=1)
+    setattr(mixer, part, adapter)
+    found = mixer(x)
+    compiled = torch.compile(mixer, backend="eager")(x)
+    setattr(mixer, part, adapter.merged())
+    assert error(found, mixer(x)) < 1e-5
+    assert error(compiled, mixer(x)) < 1e-5
+    assert error(found, before) > 0.1
+
+
+def test_hooks_of_all_linear_layers_are_called():
+    b, x, seen = block(), torch.randn(2, 6, 4, C), []
+    expected = b(x)
+    linear = {name for name, part in b.named_modules() if isinstance(part, nn.Linear)}
+    for name in linear:
+        b.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
+    assert error(b(x), expected) < 1e-6
+    assert set(seen) == linear
+    assert len(seen) == len(linear)
+
+
+def test_a_pruned_layer_is_trained():
+    mixer, x = sharpen(AxisMixer(C, 6, S, D, Mixing())), torch.randn(2, 3, 6, C)
+    prune.l1_unstructured(mixer.reduce, "weight", 0.5)
+    optimizer = torch.optim.SGD(mixer.parameters(), lr=1.0)
+    losses = []
+    for _ in range(3):
+        loss = mixer(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[2] < losses[1] < losses[0]
+
+
+def test_an_adapter_is_merged_before_the_native_size_changes():
+    mixer = AxisMixer(C, 6, S, D, Mixing())
+    mixer.generate = Adapter(mixer.generate)
+    with pytest.raises(UserError, match="a generator is of the type Adapter: merge adapters before changing"):
+        mixer.set_length(7)
+    assert mixer.length == 6

@@ -1,6 +1,7 @@
-"""A layer as the C++ kernels take it."""
+"""A layer as the C++ kernels take it, and parts of it that have to be called instead."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import NoneType
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,12 +14,30 @@ def is_hooked(part: nn.Module) -> bool:
     return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
 
 
+def called(mixer: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The linear layers of an AxisMixer that are wrapped (by an adapter), replaced or hooked: their parameters are not enough."""
+    parts = mixer._modules.items()
+    return {name: part for name, part in parts if part is not None and (type(part) is not nn.Linear or is_hooked(part))}
+
+
 def parts_of(module: nn.Module) -> Iterator[nn.Module]:
     """All within a module, as `modules()` without the names that it makes: this is asked in every pass."""
     for part in module._modules.values():
         if part is not None:
             yield part
             yield from parts_of(part)
+
+
+def why_not_parts(layer: Any, usual: set[type[nn.Module]]) -> str | None:
+    """Why the C++ kernels cannot compute a MixerLayer of these parts, or None: a clause to end a sentence with."""
+    for part in parts_of(layer):
+        odd = type(part) not in usual or any(type(p) not in (nn.Parameter, NoneType) for p in part._parameters.values())
+        bare = part._parameters.get("bias", part) is None and part is not layer.mixer.channel  # which never has one
+        if odd or bare or (isinstance(part, nn.Dropout) and part.p) or getattr(part, "approximate", "none") != "none":
+            return "a part of it was replaced"
+        if is_hooked(part):
+            return "a part of it has a hook"
+    return None
 
 
 def plan_of(layer: Any) -> tuple[Plan, list[Tensor]]:

@@ -3,7 +3,6 @@
 Letters: B images, H W grid of tokens, C channels, L native line length, K a line's real length, S segments, d reduced width.
 """
 
-from types import NoneType
 from typing import Any
 
 import torch
@@ -13,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynamixer.errors import UserError
-from dynamixer.fuse import is_hooked, parts_of, plan_of
+from dynamixer.fuse import called, is_hooked, plan_of, why_not_parts
 from dynamixer.mixing import Generator, Mixing
 from dynamixer.native import computes_in_bf16
 from dynamixer.ops import DenseWeights, DynamicWeights, StaticWeights, Weights, batched_mixing, mixing_matrices
 from dynamixer.ops.fused import fused_mix, why_not_fused
+from dynamixer.ops.kernel import load_kernel
 from dynamixer.ops.layer import kind_of, mixer_layer, why_not_layer
 from dynamixer.ops.resample import interpolation, same_length
 
@@ -62,6 +62,12 @@ class AxisMixer(nn.Module):
         self.project = nn.Linear(dim, dim, **dd)
         self.generator: Generator = mixing.generator
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A pickled copy may be where the kernel is not loaded, which compiled code would not notice."""
+        super().__setstate__(state)
+        if self.fused and load_kernel():
+            self.fused = False
+
     def init_weights(self) -> None:
         """Trained matrices start as a Linear's weights do; the added static one starts at zero, without effect."""
         if self.generator == "static":
@@ -87,24 +93,25 @@ class AxisMixer(nn.Module):
 
     def forward(self, x: Tensor, axis: int = -2) -> Tensor:
         """Mix x [..., K, C] along the tokens of a line; axis -3 for the columns of a grid [B, H, W, C]."""
-        weights = self.weights()
-        if self.fused and why_not_fused(x, weights, axis=axis, length=self.length) is None:
+        weights, options = self.weights(), self._options()
+        if self.fused and not options["called"] and why_not_fused(x, weights, axis=axis, length=self.length) is None:
             features = self.reduce(x) if self.generator == "dynamic" else None
             mixed = fused_mix(x, features, weights, axis=axis, segments=self.segments, softmax=self.softmax)
             return self.project(mixed)
         if axis == -2:
-            return batched_mixing(x, weights, **self._options())
-        return batched_mixing(x.transpose(1, 2).contiguous(), weights, **self._options()).transpose(1, 2).contiguous()
+            return batched_mixing(x, weights, **options)
+        return batched_mixing(x.transpose(1, 2).contiguous(), weights, **options).transpose(1, 2).contiguous()
 
     def _options(self) -> dict[str, Any]:
-        return {"segments": self.segments, "length": self.length, "softmax": self.softmax, "windowed": self.windows}
+        shape = {"segments": self.segments, "length": self.length}
+        return {**shape, "softmax": self.softmax, "windowed": self.windows, "called": called(self)}
 
     @torch.no_grad()
     def set_length(self, length: int) -> None:
         """Make `length` the native length, folding the resampling into the parameters.
 
         The resampling of tokens and logits is linear, so on lines of that length the function stays what it is without
-        `windows`; from there it can be fine-tuned.
+        `windows`; from there it can be fine-tuned. UserError if an adapter wraps what generates.
         """
         if length == self.length:
             return
@@ -134,6 +141,8 @@ def _parameter_of(value: Tensor, old: Tensor) -> nn.Parameter:
 
 
 def _linear_of(weight: Tensor, bias: Tensor, old: nn.Linear) -> nn.Linear:
+    if type(old) is not nn.Linear:
+        raise UserError(f"a generator is of the type {type(old).__name__}: merge adapters before changing the size.")
     new = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     new.weight, new.bias = _parameter_of(weight, old.weight), _parameter_of(bias, old.bias)
     return new.train(old.training)
@@ -195,9 +204,7 @@ class DynaMixerBlock(nn.Module):
         branches = self.branches(x)
         if self.reweight is None:
             return self.project(sum(branches[1:], start=branches[0]))
-        shares = (
-            self.branch_weights(branches).movedim(-1, 0).contiguous()[:, :, None, None]
-        )  # a stride of 3 reads slowly
+        shares = self.branch_weights(branches).movedim(-1, 0).contiguous()[:, :, None, None]  # strides of 3 are slow
         total = branches[0] * shares[0]
         for share, branch in zip(shares[1:], branches[1:], strict=True):
             total = torch.addcmul(total, branch, share)
@@ -263,14 +270,7 @@ class MixerLayer(nn.Module):
         for axis, one in axes.items():
             if one is not None and (why := why_not_fused(x, one.weights(), axis=axis, length=one.length)):
                 return why
-        for part in parts_of(self):
-            if type(part) not in _PARTS or any(
-                type(p) not in (nn.Parameter, NoneType) for p in part._parameters.values()
-            ):
-                return "a part of it was replaced"
-            if is_hooked(part):
-                return "a part of it has a hook"
-        return why_not_layer(x)
+        return why_not_parts(self, _PARTS) or why_not_layer(x)
 
 
 _PARTS = {nn.Linear, nn.LayerNorm, nn.Identity, nn.GELU, nn.Dropout, Mlp, DropPath, AxisMixer, DynaMixerBlock}

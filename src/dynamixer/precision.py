@@ -40,9 +40,10 @@ class _Widened(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func.overloadpacket not in PRODUCTS or not any(_is_bf16(value) for value in args):
-            return func(*args, **(kwargs or {}))
-        out = func(*tree_map(_widen, args), **tree_map(_widen, dict(kwargs or {})))
+        given = kwargs or {}
+        if func.overloadpacket not in PRODUCTS or "out" in given or not any(map(_is_bf16, (*args, *given.values()))):
+            return func(*args, **given)
+        out = func(*tree_map(_widen, args), **tree_map(_widen, dict(given)))
         if func.overloadpacket is _aten._scaled_dot_product_flash_attention_for_cpu:
             return out[0].bfloat16(), out[1]  # sums of exponentials stay in fp32
         return tree_map(_narrow, out)

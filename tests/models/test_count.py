@@ -105,3 +105,12 @@ def test_what_kernels_compute_is_counted_too():
     use_kernel(model)
     assert count(model) == plain
     assert [m.fused for m in model.modules() if isinstance(m, MixerLayer)] == [True, True]  # and they go on computing
+
+
+def test_counting_leaves_every_part_in_its_mode():
+    model = timm.create_model("dynamixer_nano")
+    model.train()
+    model.stages[0].eval()
+    before = [part.training for part in model.modules()]
+    count(model)
+    assert [part.training for part in model.modules()] == before

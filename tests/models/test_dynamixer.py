@@ -12,6 +12,7 @@ from torch.export import Dim, export
 from torch.nn import functional as F
 
 import dynamixer
+from dynamixer.errors import UserError
 from dynamixer.models.variants import VARIANTS
 from helpers import error, relative_entropy, sharpen
 
@@ -82,6 +83,12 @@ def test_create_model_takes_timms_arguments():
     assert [(b.mixer.column.length, b.mixer.row.length) for b in model.stages[1].blocks] == [(10, 6)] * 2
     features = model.eval().forward_features(torch.randn(2, 4, 40, 24))
     torch.testing.assert_close(model.forward_head(features, pre_logits=True), features.amax((2, 3)))
+
+
+@pytest.mark.parametrize(("pool", "classes"), [("", 10), ("avgg", 10), ("avg", -1)])
+def test_a_pooling_that_fits_no_classifier_is_refused(pool, classes):
+    with pytest.raises(UserError, match=rf"global_pool='{pool}' with {classes} classes: it is one of"):
+        timm.create_model("dynamixer_nano").reset_classifier(classes, pool)
 
 
 @pytest.mark.parametrize("pool", ["avg", "max", "avgmax", "catavgmax", ""])

@@ -143,6 +143,18 @@ def test_what_is_not_finite_shows():
     assert y[1, 2].isnan().all()
 
 
+@pytest.mark.parametrize("length", [4, 6, 7, 8, 16])
+@pytest.mark.parametrize("softmax", [True, False])
+def test_logits_that_are_not_finite_show_too(length, softmax):
+    module, x = mixer(Mixing(softmax=softmax), length, 24, 4, 3), torch.randn(2, length, length, 24)
+    with torch.no_grad():
+        module.generate.bias[length + 1] = float("nan")  # of output token 1
+    y, expected = (one(module, x, -2).isnan() for one in (lambda m, x, axis: m(x, axis=axis), reference))
+    assert torch.equal(y, expected)
+    assert y[:, :, 1].all()
+    assert not y[:, :, 0].any()
+
+
 @pytest.mark.parametrize(
     ("x", "length", "generator", "why"),
     [
@@ -278,14 +290,17 @@ def test_a_library_that_cannot_be_loaded_is_built_again(tmp_path, monkeypatch):
     assert not torn.exists()
 
 
-def test_a_model_computes_where_the_kernel_is_not_loaded(tmp_path):
+@pytest.mark.parametrize("compiled", ["", "compiled"])
+def test_a_model_computes_where_the_kernel_is_not_loaded(tmp_path, compiled):
     module, x = mixer(Mixing(), 8, 32, 4, 2), torch.randn(2, 8, 8, 32)
     torch.save((module, x, module(x, axis=-2).detach()), tmp_path / "m.pt")
     code = (
         "import sys, torch; m, x, y = torch.load(sys.argv[1], weights_only=False); "
+        "m = torch.compile(m, backend='aot_eager') if sys.argv[2] else m; "
         "assert m.fused; assert (m(x, axis=-2) - y).abs().max() < 1e-4"
     )
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "m.pt"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, tmp_path / "m.pt", compiled]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -175,12 +175,16 @@ def test_what_is_not_finite_shows_in_its_own_image():
         (lambda one: setattr(one.mlp, "fc1", nn.Sequential(one.mlp.fc1)), "was replaced"),
         (lambda one: one.to(torch.float64), "float64"),
         (lambda one: one.mixer.set_grid((9, 8)), "native 9 tokens"),
+        (lambda one: setattr(one.mlp, "act", nn.GELU("tanh")), "was replaced"),
+        (lambda one: setattr(one.mlp.drop1, "p", 0.5), "was replaced"),
+        (lambda one: setattr(one, "norm1", nn.LayerNorm(SHAPES[0][3], elementwise_affine=False)), "was replaced"),
     ],
 )
 def test_where_it_cannot_it_says_why_and_the_parts_run(monkeypatch, change, why):
     one = layer(Mixing(), SHAPES[0])
     change(one)
-    x = tokens(SHAPES[0]).to(one.norm1.weight.dtype)
+    one.eval()
+    x = tokens(SHAPES[0]).to(one.norm2.weight.dtype)
     assert why in one.why_not_fused(x)
     monkeypatch.setattr("dynamixer.layers.mixer_layer", lambda *_: pytest.fail("not by the kernels"))
     assert error(one(x), parts(one, x)) < 1e-5

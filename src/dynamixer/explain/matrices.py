@@ -68,7 +68,7 @@ class BlockMixing:
 class Explanation:
     """All that a forward pass over a batch of pictures mixed with, and what came out."""
 
-    logits: Tensor  # what the model gave, [B, classes]
+    logits: Tensor  # what the model gave: [B, classes] with a classifier
     size: tuple[int, int]  # (height, width) in pixels that the stem read: larger than the picture where `enlarge` acted
     patch: int  # side of a token of the first grid, in pixels of `size`; 0 for a model that is not a DynaMixer
     blocks: tuple[BlockMixing, ...]

@@ -111,11 +111,12 @@ def rollout(seen: Explanation, token: tuple[int, int] | None = None, *, block: i
         raise UserError("rollout needs both axes and the weights: call look(model, images) without choosing.")
     (last,) = check_blocks([block], len(seen.blocks))
     height, width = seen.blocks[last].grid
+    device = next(iter(seen.blocks[last].shares.values())).device
     if token is None:
-        flow = torch.eye(height * width, device=seen.logits.device).view(height * width, height, width)
+        flow = torch.eye(height * width, device=device).view(height * width, height, width)
     else:
         check_token(token, (height, width))
-        flow = torch.zeros(1, height, width, device=seen.logits.device)
+        flow = torch.zeros(1, height, width, device=device)
         flow[0, token[0], token[1]] = 1
     for mixing in reversed(seen.blocks[: last + 1]):
         if flow.shape[1:] != mixing.grid:

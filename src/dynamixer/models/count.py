@@ -25,7 +25,7 @@ def count(model: nn.Module, img_size: int | tuple[int, int] | None = None) -> Co
     channels = getattr(model, "in_chans", 3)
     sides = native_size(model) if img_size is None else to_2tuple(img_size)
     like = next(model.parameters())
-    was_training = model.training
+    trained = [part for part in model.modules() if part.training]
     model.eval()
     by_kernel = [layer for layer in model.modules() if getattr(layer, "fused", False) is True]
     try:
@@ -36,5 +36,6 @@ def count(model: nn.Module, img_size: int | tuple[int, int] | None = None) -> Co
     finally:
         for layer in by_kernel:
             setattr(layer, "fused", True)  # noqa: B010
-        model.train(was_training)
+        for part in trained:
+            part.training = True
     return Counts(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)

@@ -24,6 +24,8 @@ from dynamixer.ops.resample import same_length
 
 __all__ = ["DynaMixer"]
 
+POOLS = ("avg", "max", "avgmax", "catavgmax", "")
+
 
 class DynaMixer(nn.Module):
     """DynaMixer (Wang et al., ICML 2022, arXiv 2201.12083) for pictures of any size, [B, in_chans, height, width].
@@ -37,7 +39,7 @@ class DynaMixer(nn.Module):
         depths: layers in each stage.
         dims: channels in each stage; a stage that changes them starts with a 2x2 down-sampling.
         segments: segments S in each stage, or one number for all.
-        reduced: reduced width d in each stage, or one number for all: what is kept of a token for the generation.
+        reduced: reduced width d in each stage, or one number for all: what is kept of a token for `dynamic` generation.
         generator: "dynamic" (the paper), "static" (trained matrices, no content) or "dense" (a row from its own token alone).
         softmax: whether each output token's weights are positive and sum to 1 (the paper) or are used as generated.
         static: add a trained matrix for each segment to the generated one.
@@ -91,10 +93,8 @@ class DynaMixer(nn.Module):
                 "depths, dims, segments and reduced need an entry for each stage; "
                 f"they have {len(depths)}, {len(dims)}, {len(segments)} and {len(reduced)}."
             )
-        if not depths or min([*depths, *dims, *segments, *reduced, patch_size, in_chans]) < 1 or num_classes < 0:
-            raise UserError(
-                "depths, dims, segments, reduced, patch_size and in_chans are 1 or more, num_classes 0 or more."
-            )
+        if not depths or min([*depths, *dims, *segments, *reduced, patch_size, in_chans]) < 1:
+            raise UserError("depths, dims, segments, reduced, patch_size and in_chans are 1 or more.")
         if not (0 <= drop_rate < 1 and 0 <= drop_path_rate < 1):
             raise UserError(f"drop_rate={drop_rate} and drop_path_rate={drop_path_rate} are at least 0 and below 1.")
         if stem not in ("patch", "overlap"):
@@ -171,10 +171,14 @@ class DynaMixer(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one (0 classes: none), and the pooling if one is named ("" for none)."""
-        dd = get_device_dtype(self)
+        pool, dd = self.global_pool.pool_type if global_pool is None else global_pool, get_device_dtype(self)
+        if pool.removeprefix("fast") not in POOLS or num_classes < 0 or (num_classes and not pool):
+            raise UserError(
+                f"global_pool={pool!r} with {num_classes} classes: it is one of {POOLS}, '' with 0 classes."
+            )
         self.num_classes = num_classes
         if global_pool is not None:
-            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+            self.global_pool: Any = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
             self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         self.head: nn.Module = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes else nn.Identity()
         if isinstance(self.head, nn.Linear):

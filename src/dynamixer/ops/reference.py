@@ -15,6 +15,7 @@ from dynamixer.ops.weights import DenseWeights, DynamicWeights, StaticWeights, W
 
 def reference_mixing(x: Tensor, weights: Weights, *, segments: int, softmax: bool = True) -> Tensor:
     """Mix the tokens of each line, for lines of the native length L: x [..., L, C] -> [..., L, C]."""
+    weights = type(weights)(*(None if w is None else w.float() for w in weights))  # type: ignore[arg-type]
     lines = [_mix_line(line.float(), weights, segments, softmax) for line in x.reshape(-1, *x.shape[-2:])]
     return torch.stack(lines).reshape(x.shape) if lines else x.float()
 

@@ -12,7 +12,7 @@ def use_kernel(model: nn.Module) -> nn.Module:
     """Let C++ kernels compute the layers of `model` wherever they can: on a processor, at the native picture size, in fp32 and
     bf16, which is as quick as fp32 where the processor does not multiply it. Elsewhere the kernel that mixes runs by itself (fp16
     too), or the plain operations. The results are the same but for rounding. A training step keeps about two fifths of what it
-    would for its backward pass.
+    would for its backward pass. Second derivatives and torch.func's transforms are for the plain model.
 
     The first call on a machine compiles the kernels for its processor, about a minute. The model is changed in place.
 

@@ -93,7 +93,7 @@ V exponential(V x) {
     for (float one : {1.f / 720, 1.f / 120, 1.f / 24}) sum = sum * r + one;
   for (float one : {1.f / 6, 1.f / 2, 1.f, 1.f}) sum = sum * r + one;
   const Ints power = ((Ints)shifted << 23) + (127 << 23);  // the low bits of `shifted` are the whole number
-  return (V)((Ints)(sum * (V)power) & (x > -87.f));
+  return (V)((Ints)(sum * (V)power) & ~(x <= -87.f));  // a NaN stays one
 }
 
 // GELU and its derivative. The error function is Abramowitz and Stegun's: for fp32 their 7.1.26, within 1.5e-7, for bf16 their
