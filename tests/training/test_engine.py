@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import safetensors
 import torch
 import yaml
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 
 import dynamixer
 from dynamixer import RunError, TrainConfig, UserError
@@ -375,6 +377,32 @@ def test_a_teacher_is_listened_to(tmp_path, run):
         dynamixer.train(config(teacher=str(vit.run), size=30), tmp_path / "other")
     with pytest.raises(UserError, match="knows other classes than the data"):
         dynamixer.train(config(teacher=str(run.run), data=str(two_classes(tmp_path))), tmp_path / "other")
+
+
+def test_trackers_know_a_run_again_and_take_no_other_for_it(tmp_path, monkeypatch):
+    seen, real = [], engine.open_trackers
+    monkeypatch.setattr(
+        engine, "open_trackers", lambda *names, **more: seen.append(more["identity"]) or real(*names, **more)
+    )
+    for fresh in (True, False, True):
+        if fresh:
+            shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        dynamixer.train(config(limit_train=64, epochs=1), tmp_path / "run")
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_another_teacher_in_the_place_of_the_first_is_noticed(tmp_path, run):
+    teacher = tmp_path / "teacher.safetensors"
+    shutil.copy(run.run / "best.safetensors", teacher)
+    options = {"teacher": str(teacher), "limit_train": 64, "epochs": 1}
+    dynamixer.train(config(**options), tmp_path / "run")
+    with safetensors.safe_open(teacher, framework="pt") as file:
+        about, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file({name: value + 0.01 for name, value in weights.items()}, teacher, metadata=about)
+    with pytest.raises(UserError, match=r"the teacher .* is not the one that .* was begun with"):
+        dynamixer.train(config(**options), tmp_path / "run")
+    shutil.copy(run.run / "best.safetensors", teacher)
+    dynamixer.train(config(**options), tmp_path / "run")
 
 
 def two_classes(tmp_path, broken=()):

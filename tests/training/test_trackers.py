@@ -55,8 +55,8 @@ def fake(monkeypatch):
     return put
 
 
-def used(names, run, rows):
-    trackers = open_trackers(names, run=run, config=CONFIG)
+def used(names, run, rows, identity="0123456789abcdef"):
+    trackers = open_trackers(names, run=run, config=CONFIG, identity=identity)
     for step, row in rows:
         trackers.epoch(row, step)
     trackers.close()
@@ -85,23 +85,23 @@ def test_tensorboard_holds_the_figures_and_a_resumed_run_overwrites_later_ones(t
 
 
 def test_tensorboard_leaves_nothing_before_the_first_epoch(tmp_path):
-    open_trackers("tensorboard", run=tmp_path / "run", config=CONFIG).close()
+    open_trackers("tensorboard", run=tmp_path / "run", config=CONFIG, identity="0").close()
     assert not (tmp_path / "run").exists()
 
 
 def test_figures_can_be_read_while_the_run_goes_on(tmp_path):
-    trackers = open_trackers("auto", run=tmp_path, config=CONFIG)
+    trackers = open_trackers("auto", run=tmp_path, config=CONFIG, identity="0")
     trackers.epoch({"loss": 1.5}, 1)
     assert scalars(tmp_path / "tensorboard", "loss") == [(1, 1.5)]
     trackers.close()
     trackers.close()
 
 
-def test_wandb_takes_up_the_run_of_the_folder(tmp_path, fake):
+def test_wandb_takes_up_the_run_of_the_identity(tmp_path, fake):
     calls = fake("wandb")
     used("wandb", tmp_path / "first", [(1, {"loss": 2.0, "none": None})])
-    used("wandb", tmp_path / "other" / ".." / "first", [])
-    used("wandb", tmp_path / "other" / "first", [])
+    used("wandb", tmp_path / "first", [])
+    used("wandb", tmp_path / "first", [], identity="another")
     (_, _, first), (_, _, again), (_, _, other) = [call for call in calls if call[0] == "init"]
     assert first == again | {"id": first["id"]}
     assert first | {"id": 0} == {
@@ -116,6 +116,7 @@ def test_mlflow_starts_a_run_with_a_tag(tmp_path, fake):
     used("mlflow", tmp_path / "first", [(1, {"loss": 2.0})])
     search = calls[1][2]
     identity = search["filter_string"].split("'")[1]
+    assert identity == "0123456789abcdef"
     assert calls == [
         ("set_experiment", ("dynamixer",), {}),
         ("search_runs", (), {
@@ -135,10 +136,10 @@ def test_mlflow_finds_the_run_again_by_its_tag(tmp_path, fake):
     assert [call for call in calls if call[0] in ("start_run", "log_params")] == [("start_run", (), {"run_id": "abc"})]
 
 
-def test_trackio_takes_up_the_run_by_a_name_of_its_folder(tmp_path, fake):
+def test_trackio_takes_up_the_run_by_a_name_of_its_own(tmp_path, fake):
     calls = fake("trackio")
     used("trackio", tmp_path / "first", [(3, {"loss": 2.0})])
-    used("trackio", tmp_path / "other" / "first", [])
+    used("trackio", tmp_path / "first", [], identity="another")
     (_, _, first), log, finish, (_, _, other), _ = calls
     assert first["name"].startswith("first-")
     assert first["name"] != other["name"]
@@ -193,7 +194,7 @@ def test_an_unknown_tracker_is_refused(tmp_path, names, message):
     with pytest.raises(UserError, match=message):
         check_trackers(names)
     with pytest.raises(UserError, match=message):
-        open_trackers(names, run=tmp_path, config={})
+        open_trackers(names, run=tmp_path, config={}, identity="0")
 
 
 @pytest.mark.parametrize("name", EXTRAS)

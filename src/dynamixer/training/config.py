@@ -52,7 +52,9 @@ class TrainConfig:
     lr: float = _key(1e-3, "highest learning rate")
     min_lr: float = _key(1e-5, "learning rate at the end of the cosine")
     warmup_lr: float | None = _key(None, "learning rate that the warm-up starts from (default: lr / 100)")
-    warmup_epochs: float = _key(1.0, "epochs of linear warm-up; one and more count as none where there is one epoch")
+    warmup_epochs: float = _key(
+        1.0, "epochs of linear warm-up, for which the cosine does not wait; 1 or more are none of one epoch"
+    )
     cooldown_epochs: int = _key(0, "epochs at min_lr, the last ones")
     layer_decay: float | None = _key(None, "factor of the learning rate from each layer to the one before it")
     weight_decay: float = _key(0.05, "weight decay of matrices and kernels")

@@ -40,6 +40,7 @@ from dynamixer.training.setup import (
     build_network,
     check_classes,
     check_folder,
+    check_same,
     prepare_data,
 )
 from dynamixer.training.state import Result, State
@@ -120,9 +121,8 @@ class _Run:
         config, state, steps = self.config, self.state, self.course.steps
         self._resume()
         log(self.folder.describe(len(state.rows)))
-        tracker = open_trackers(
-            config.track if self.world.main else "none", run=self.folder.run, config=config.to_dict()
-        )
+        names, about = config.track if self.world.main else "none", config.to_dict()
+        tracker = open_trackers(names, run=self.folder.run, config=about, identity=state.identity)
         loader = self.course.batches(state.step)
         try:
             while (epoch := len(state.rows)) < config.epochs and not self._out_of_patience():
@@ -323,7 +323,8 @@ class _Run:
         if self.scaler.is_enabled():
             self.state.scaler = self.scaler.state_dict()
         tensors, scalars = optimizer_state.take(self.optimizer)
-        about = {"state": vars(self.state), "optimizer": scalars, "data": self.fingerprint}
+        whose = {"data": self.fingerprint, "teacher": self.replica.teacher}
+        about = {"state": vars(self.state), "optimizer": scalars, **whose}
         self.checkpoints.save(self.state.step, self.replica.tensors() | tensors, about)
 
     def _resume(self) -> None:
@@ -332,11 +333,7 @@ class _Run:
         if found is None:
             return
         about = state_of(found)
-        if about["data"] != self.fingerprint:
-            raise UserError(
-                f"{self.config.data} does not hold the pictures that {self.folder.run} was begun with: give another --out "
-                "to train on what is there now."
-            )
+        check_same(about, self.fingerprint, self.replica.teacher, self.config, self.folder.run)
         into = self.replica.tensors() | optimizer_state.places(self.optimizer, about["optimizer"])
         tensors = self.checkpoints.load(found, into)
         self.replica.load(tensors)

@@ -1,5 +1,6 @@
 """What a step minimises: the loss, mixed pictures, a teacher. timm's tasks do the work."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynamixer.errors import RunError, UserError
+from dynamixer.logs import log
 from dynamixer.models.checkpoint import create_model, in_order, load
+from dynamixer.models.download import HUB
 from dynamixer.models.shipped import shipped
 from dynamixer.speed.kernel import kernel_if_any
 from dynamixer.training.config import TrainConfig
@@ -30,6 +33,34 @@ class CrossEntropy(nn.Module):
         return F.cross_entropy(
             wide, target.to(wide.dtype) if target.ndim == 2 else target, label_smoothing=self.smoothing
         )
+
+
+class Distillation(LogitDistillationTask):
+    """Timm's, with the divergence in at least fp32: in bf16 it is lost in rounding once the student is near its teacher."""
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:  # noqa: A002 - timm's name
+        """The loss of pictures [B, 3, height, width] with the student's normalisation, and the student's logits."""
+        logits = self.trainable_module(input)
+        with torch.no_grad():
+            taught = self.teacher(
+                self.teacher.normalize_input(input, self.student_mean, self.student_std), return_features=False
+            )
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        mine, theirs = ((one.to(wide) / self.temperature).log_softmax(-1) for one in (logits, taught))
+        divergence = F.kl_div(mine, theirs, reduction="batchmean", log_target=True) * self.temperature**2
+        task = self.criterion(logits, target)
+        loss = self.task_loss_weight * task + self.distill_loss_weight * divergence
+        return {"loss": loss, "output": logits, "task_loss": task, "kd_loss": divergence}
+
+
+def digest_of_teacher(task: TrainingTask) -> str | None:
+    """What a resumed run has to find again; None without a teacher."""
+    if not isinstance(task, Distillation):
+        return None
+    digest = hashlib.sha256()
+    for name, value in task.teacher.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def make_task(
@@ -51,7 +82,7 @@ def make_task(
     teacher = _teacher(config.teacher, classes, sizes).to(device, dtype_of(config))
     if config.kernel != "off" and device.type == "cpu" and config.precision != "fp64":
         kernel_if_any(teacher)
-    return LogitDistillationTask(
+    return Distillation(
         model,
         teacher,
         criterion,
@@ -80,15 +111,20 @@ def dtype_of(config: TrainConfig) -> torch.dtype:
 
 
 def _teacher(name: str, classes: tuple[str, ...], sizes: Sequence[tuple[int, int]]) -> nn.Module:
-    if Path(name).exists() or shipped(name):
+    if Path(name).exists() or shipped(name) or name.startswith(HUB):
         checkpoint = load(name)
         teacher: nn.Module = checkpoint.model
         known: Sequence[str] = checkpoint.classes
+        if checkpoint.preprocessing.size not in sizes:
+            own, asked = (f"{height}x{width}" for height, width in (checkpoint.preprocessing.size, sizes[0]))
+            log(f"warning: the teacher {name} was trained at {own} and is asked at {asked}, where it may know less")
     else:
         try:
             teacher = create_model(name, pretrained=True)
-        except UserError:
-            raise
+        except UserError as error:
+            raise UserError(
+                f"teacher={name}: there is no such run folder or checkpoint, and no model with weights ({error})."
+            ) from None
         except Exception as error:  # whatever the hub, the network or the file does
             raise RunError(f"the weights of the teacher {name} could not be had: {error}") from None
         known = (getattr(teacher, "pretrained_cfg", None) or {}).get("label_names") or ()  # timm's own have none

@@ -17,7 +17,7 @@ from dynamixer.logs import log
 from dynamixer.precision import bf16_products
 from dynamixer.speed.kernel import use_kernel
 from dynamixer.training.config import TrainConfig
-from dynamixer.training.objective import dtype_of, make_task
+from dynamixer.training.objective import digest_of_teacher, dtype_of, make_task
 from dynamixer.training.setup import Network
 from dynamixer.training.world import World
 
@@ -44,6 +44,7 @@ class Replica:
             for module in self._modules().values():
                 _shard(module, members)
         self.task = make_task(config, self.model, classes, network.sizes, members.device)
+        self.teacher = digest_of_teacher(self.task)
         if config.compile:
             self.task.compile()
         if members.size > 1 and not self.sharded:

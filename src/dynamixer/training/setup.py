@@ -101,6 +101,10 @@ class Network:
 
 def build_network(config: TrainConfig, classes: Sequence[str]) -> Network:
     """The model, fresh or with the weights that `config.weights` names, for these classes and the picture size."""
+    if not config.model and config.weights is None:
+        raise UserError(
+            "the recipe finetune starts from trained weights: give weights=RUN, a run folder or checkpoint."
+        )
     if config.weights is None:
         args: dict[str, Any] = {"num_classes": len(classes), **config.model_args}
         if config.size is not None:
@@ -120,10 +124,11 @@ def build_network(config: TrainConfig, classes: Sequence[str]) -> Network:
     if config.size is not None:
         preprocessing = preprocessing.at(config.size)
     if config.grad_checkpointing:
-        if not hasattr(model, "set_grad_checkpointing"):
-            raise UserError(f"{name} has no gradient checkpointing: leave grad_checkpointing out.")
         network: Any = model
-        network.set_grad_checkpointing(True)
+        try:
+            network.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError):
+            raise UserError(f"{name} has no gradient checkpointing: leave grad_checkpointing out.") from None
     if config.freeze is not None:
         _freeze(model, name, config.freeze)
     return Network(model, name, args, preprocessing, [(s, s) for s in config.sizes] or [preprocessing.size])
@@ -173,6 +178,10 @@ def _from_weights(
         args["drop_path_rate"] = config.drop_path
     model: Any = create_model(checkpoint.name, **(args | {"num_classes": len(checkpoint.classes)}))
     model.load_state_dict(checkpoint.model.state_dict())
+    read = {"mean": checkpoint.preprocessing.mean, "std": checkpoint.preprocessing.std}
+    model.pretrained_cfg = (
+        getattr(model, "pretrained_cfg", None) or {}
+    ) | read  # what a teacher is told of the pictures
     log(
         f"weights: {checkpoint.path}, {checkpoint.name} for {len(checkpoint.classes)} classes at {checkpoint.preprocessing.size}"
     )
@@ -197,6 +206,19 @@ def check_classes(classes: Sequence[str]) -> None:
         raise UserError(
             f"a class is named {odd[:100]!r}, which cannot be written down: up to 500 letters without control characters, "
             "in UTF-8, are needed. Give it another name."
+        )
+
+
+def check_same(about: dict[str, Any], data: str, teacher: str | None, config: TrainConfig, run: Path) -> None:
+    """Refuse to go on from a checkpoint of other pictures or another teacher; `about` is what it says of itself."""
+    if about["data"] != data:
+        raise UserError(
+            f"{config.data} does not hold the pictures that {run} was begun with: give another --out to train on what is "
+            "there now."
+        )
+    if about.get("teacher", teacher) != teacher:
+        raise UserError(
+            f"the teacher {config.teacher} is not the one that {run} was begun with: bring that one back, or give another --out."
         )
 
 
@@ -245,10 +267,10 @@ class Course:
         options: dict[str, Any] = {"lr": c.lr, "weight_decay": c.weight_decay, "layer_decay": c.layer_decay}
         try:
             kind = get_optimizer_info(c.opt.rpartition("_")[2]).opt_class  # it may be a lookahead_...
-            if "fused" in inspect.signature(kind).parameters:
+            if callable(kind) and "fused" in inspect.signature(kind).parameters:
                 options["fused"] = True  # one pass over memory, where torch's default takes several
             optimizer = create_optimizer_v2(model, c.opt, **options)
-        except (ValueError, AssertionError, KeyError, RuntimeError, ImportError) as error:
+        except (ValueError, AssertionError, KeyError, TypeError, RuntimeError, ImportError) as error:
             raise UserError(f"opt={c.opt} is not an optimiser of timm that works here: {error}") from None
         if getattr(optimizer, "is_second_order", False):
             raise UserError(f"opt={c.opt} needs second derivatives, which are not computed here: choose another one.")

@@ -1,6 +1,5 @@
 """Where a run's figures go besides metrics.csv: TensorBoard, Weights & Biases, MLflow, Trackio."""
 
-import hashlib
 import importlib
 import importlib.util
 import sys
@@ -26,7 +25,7 @@ class _Tracker(Protocol):
 class _TensorBoard:
     """Event files in the run folder, begun at the first epoch: what an earlier run wrote from there on is void."""
 
-    def __init__(self, run: Path, config: Mapping[str, object]):
+    def __init__(self, run: Path, config: Mapping[str, object], identity: str):
         self.folder, self.config = run / "tensorboard", config
         self.writer: Any = None
 
@@ -45,10 +44,10 @@ class _TensorBoard:
 
 
 class _Wandb:
-    def __init__(self, run: Path, config: Mapping[str, object]):
+    def __init__(self, run: Path, config: Mapping[str, object], identity: str):
         wandb = importlib.import_module("wandb")
         self.run = wandb.init(
-            project=PROJECT, name=run.resolve().name, id=_identity(run), resume="allow", config=dict(config)
+            project=PROJECT, name=run.resolve().name, id=identity, resume="allow", config=dict(config)
         )
 
     def epoch(self, row: Mapping[str, float], step: int) -> None:
@@ -61,10 +60,10 @@ class _Wandb:
 class _MLflow:
     """A run is found again by a tag, for MLflow chooses its numbers itself."""
 
-    def __init__(self, run: Path, config: Mapping[str, object]):
+    def __init__(self, run: Path, config: Mapping[str, object], identity: str):
         self.mlflow = importlib.import_module("mlflow")
         experiment = self.mlflow.set_experiment(PROJECT).experiment_id
-        tag, identity = f"{PROJECT}.run", _identity(run)
+        tag = f"{PROJECT}.run"
         found = self.mlflow.search_runs(
             experiment_ids=[experiment],
             filter_string=f"tags.`{tag}` = '{identity}'",
@@ -85,11 +84,11 @@ class _MLflow:
 
 
 class _Trackio:
-    """Trackio knows a run by its name alone, so that the name says which folder of that name is meant."""
+    """Trackio knows a run by its name alone, so that the name says which of several runs in folders of that name is meant."""
 
-    def __init__(self, run: Path, config: Mapping[str, object]):
+    def __init__(self, run: Path, config: Mapping[str, object], identity: str):
         self.trackio = importlib.import_module("trackio")
-        name = f"{run.resolve().name}-{_identity(run)[:6]}"
+        name = f"{run.resolve().name}-{identity[:6]}"
         self.trackio.init(project=PROJECT, name=name, resume="allow", config=dict(config))
 
     def epoch(self, row: Mapping[str, float], step: int) -> None:
@@ -99,7 +98,7 @@ class _Trackio:
         self.trackio.finish()
 
 
-TRACKERS: dict[str, Callable[[Path, Mapping[str, object]], _Tracker]] = {
+TRACKERS: dict[str, Callable[[Path, Mapping[str, object], str], _Tracker]] = {
     "tensorboard": _TensorBoard,
     "wandb": _Wandb,
     "mlflow": _MLflow,
@@ -110,10 +109,10 @@ TRACKERS: dict[str, Callable[[Path, Mapping[str, object]], _Tracker]] = {
 class Trackers:
     """The trackers of a run. One that fails is warned of once and left out: it never stops the training."""
 
-    def __init__(self, names: list[str], run: Path, config: Mapping[str, object]):
+    def __init__(self, names: list[str], run: Path, config: Mapping[str, object], identity: str):
         self.open: dict[str, _Tracker] = {}
         for name in names:
-            self._try(name, lambda name=name: self.open.update({name: TRACKERS[name](run, config)}))  # type: ignore[misc]
+            self._try(name, lambda name=name: self.open.update({name: TRACKERS[name](run, config, identity)}))  # type: ignore[misc]
 
     def epoch(self, row: Mapping[str, object], step: int) -> None:
         """Log the figures of an epoch; what is not a number, such as None, is left out."""
@@ -160,22 +159,19 @@ def check_trackers(names: str) -> list[str]:
     return words
 
 
-def open_trackers(names: str, *, run: Path, config: Mapping[str, object]) -> Trackers:
+def open_trackers(names: str, *, run: Path, config: Mapping[str, object], identity: str) -> Trackers:
     """Begin, or take up again, the logs of a run.
 
     Args:
         names: "auto" (TensorBoard where it is installed), "none", or some of TRACKERS with commas between.
-        run: the run folder; its name is the run's name, its path decides which run is taken up again.
+        run: the run folder; its name is the run's name.
         config: what the run depends on.
+        identity: of the run, which decides whether an earlier one is taken up again: a folder's name may come back.
 
     Raises:
         UserError: an unknown tracker, or one that is not installed.
     """
-    return Trackers(check_trackers(names), run, config)
-
-
-def _identity(run: Path) -> str:
-    return hashlib.sha256(str(run.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return Trackers(check_trackers(names), run, config, identity)
 
 
 def _installed(name: str) -> bool:
