@@ -5,6 +5,7 @@
 Writes benchmarks/results/demo.json.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -20,6 +21,9 @@ RESULTS = Path(__file__).resolve().parent / "results/demo.json"
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()  # there are no options: a wrong one trains nothing
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         trained = dynamixer.train(dynamixer.RECIPES["fashion_nano"](), Path(folder) / "run")

@@ -7,6 +7,7 @@ schedule written anew here, finite losses, averaged weights, and that the run go
 Writes benchmarks/results/imagenet.json and the tables in docs/training.md; with --cost only what the whole training would take.
 """
 
+import argparse
 import csv
 import json
 import math
@@ -75,6 +76,7 @@ def dry_run(name: str, data: Path, run: Path) -> dict[str, object]:
         time.sleep(0.5)
     first.send_signal(signal.SIGTERM)
     said = first.communicate()[1]
+    assert metrics.exists(), said
     before = metrics.read_text()
     assert len(before.splitlines()) < EPOCHS + 1, said
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -127,8 +129,11 @@ def write(mark: str, text: str) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cost", action="store_true", help="only what the whole training would take, by arithmetic")
+    asked = parser.parse_args()
     write("imagenet.cost", cost())
-    if sys.argv[1:] == ["--cost"]:
+    if asked.cost:
         return
     with tempfile.TemporaryDirectory() as folder:
         data = synthetic(Path(folder) / "data")

@@ -3,9 +3,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 run=${1:-runs/demo}
+run=${run%/}
 if [ -e "$run" ]; then
-    echo "the earlier $run is kept as $run.$(date +%Y%m%d-%H%M%S)"
-    mv "$run" "$run.$(date +%Y%m%d-%H%M%S)"
+    kept=$run.$(date +%Y%m%d-%H%M%S)
+    echo "the earlier $run is kept as $kept"
+    mv "$run" "$kept"
 fi
 dynamixer=.venv/bin/dynamixer
 echo "== train: dynamixer train fashion_nano --out $run"

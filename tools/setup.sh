@@ -7,6 +7,10 @@ wanted=$(sha256sum pyproject.toml | cut -d' ' -f1)
 if [ -x .venv/bin/dynamixer ] && [ "$(cat "$stamp" 2>/dev/null || true)" = "$wanted" ]; then exit 0; fi
 
 python=${PYTHON:-python3}
+if [ "$python" != python3 ] && ! command -v "$python" >/dev/null; then
+    echo "error: there is no $python: name a Python of 3.11 or newer that is installed, or leave PYTHON out." >&2
+    exit 1
+fi
 if ! command -v "$python" >/dev/null || ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
     echo "setting up: $python with venv is missing, trying to install the package python3-venv" >&2
     root=""

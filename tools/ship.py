@@ -1,11 +1,11 @@
-"""Put a trained run into the package, its card included, measured on test pictures as it will be loaded.
+"""Put a trained run into the package, its card included, measured on test pictures.
 
     python tools/ship.py RUN [RUN...] --test D --data NAME
 
 Of several runs, each started from the weights of the one before it, the last one ships, and the card has the recipes of all. Its
 classifier is scaled so that the cross-entropy of pictures held out of its training is least, which changes no answer, only how
-sure it is (temperature scaling, Guo et al. 2017). The weights are stored in fp16 where that changes the accuracy by at most
-0.05 points. RUN's file is left as it is.
+sure it is (temperature scaling, Guo et al. 2017). The card's figures are those of the weights in fp32; they are stored in fp16
+where that changes the accuracy by at most 0.05 points. RUN's file is left as it is.
 """
 
 import argparse

@@ -28,7 +28,7 @@ done
 host() { # namespace, address, whether it keeps the rendezvous, words
     local space=$1 address=$2 keeps=$3
     shift 3
-    GLOO_SOCKET_IFNAME=cable TP_SOCKET_IFNAME=cable ip netns exec "$space" "$python" -m torch.distributed.run \
+    exec env GLOO_SOCKET_IFNAME=cable TP_SOCKET_IFNAME=cable ip netns exec "$space" "$python" -m torch.distributed.run \
         --nnodes 2 --nproc-per-node 1 --local-addr "$address" \
         --rdzv-backend c10d --rdzv-endpoint 10.77.0.1:29517 --rdzv-id two-hosts --rdzv-conf "is_host=$keeps" \
         -m dynamixer train fashion_nano --out "$run" model.patch_size=8 epochs=1 warmup_epochs=0 limit_train=512 "$@"

@@ -76,7 +76,7 @@ class Line:
         if self.row == BASE or self.difference is None or self.paper is None or abs(self.paper) <= SMALL:
             return NOTHING
         if self.row == "static":  # a main comparison, judged with correction
-            return "below"
+            return "judged below"
         if not self.difference.sign:
             return "one seed" if self.difference.low is None else "not settled"
         return "agrees" if self.difference.sign * self.paper > 0 else "disagrees"
@@ -150,7 +150,7 @@ def sentence(lines: Sequence[Line]) -> str:
     tested = any(line.difference and line.difference.low is not None for line in known)
     none = f"no interval of a difference to {base} leaves out zero" if tested else "one seed: nothing can be tested yet"
     text = "; ".join(parts) or none
-    judged = [v for v in known if v.verdict not in (NOTHING, "below")]
+    judged = [v for v in known if v.verdict not in (NOTHING, "judged below")]
     if judged:
         said = [(w, [v for v in judged if v.verdict == w]) for w in ("agrees", "disagrees", "not settled", "one seed")]
         text += f". Against what is published: {'; '.join(f'{word} {_labels(found)}' for word, found in said if found)}"
