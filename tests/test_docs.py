@@ -157,6 +157,7 @@ def test_the_page_about_explaining_shows_the_weights_that_ship(tmp_path):
     assert [float(percent) for _, percent in guesses] == pytest.approx(
         [100 * g.probability for g in found.top], abs=0.5
     )
+    assert f"The model says {found.top[0].label}," in (ROOT / "docs/explain.md").read_text(encoding="utf-8")
     rows = [line.split() for line in told if re.match(r" +\d+ +\d+x\d+ ", line)]
     assert [(int(row[0]), row[1]) for row in rows] == [(block["block"], block["grid"]) for block in found.blocks]
     keys = ("entropy_row", "entropy_column", "weight_column", "weight_row", "weight_channel")

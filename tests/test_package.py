@@ -74,7 +74,7 @@ def test_no_file_grows_beyond_a_sitting():
     assert {p.name: n for p in SRC.rglob("*.py") if (n := len(p.read_text().splitlines())) > 350} == {}
 
 
-def test_other_packages_add_models_and_cannot_break_ours(monkeypatch):
+def test_other_packages_add_models_and_cannot_break_ours(monkeypatch, tmp_path):
     loaded = []
 
     class Offer:
@@ -87,10 +87,20 @@ def test_other_packages_add_models_and_cannot_break_ours(monkeypatch):
     monkeypatch.setattr(dynamixer, "entry_points", lambda group: [Offer()] if group == "dynamixer.models" else [])
     with pytest.warns(UserWarning, match=r"other.models could not be loaded.*their mistake"):
         dynamixer._load_model_plugins()
-    good = EntryPoint("x", "dynamixer.models.variants:VARIANTS", "dynamixer.models")
+    assert loaded == [1]
+    (tmp_path / "their_models.py").write_text(
+        "from timm.models import register_model\n"
+        "@register_model\n"
+        "def their_mixer(pretrained=False, **kwargs):\n"
+        "    return None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(dynamixer, "plugin_models", [])
+    good = EntryPoint("x", "their_models", "dynamixer.models")
     monkeypatch.setattr(dynamixer, "entry_points", lambda group: [good])
     dynamixer._load_model_plugins()
-    assert loaded == [1]
+    assert dynamixer.plugin_models == ["their_mixer"]
+    assert timm.is_model("their_mixer")
 
 
 @pytest.mark.heavy

@@ -12,6 +12,7 @@ from dynamixer.errors import UserError
 from dynamixer.explain import look, mixing_matrices, receptive, record
 from dynamixer.explain.matrices import blocks_of
 from dynamixer.layers import AxisMixer
+from dynamixer.speed.kernel import kernel_if_any
 from helpers import error, relative_entropy
 from small_models import OPTIONS, PICTURES, pictures, small
 
@@ -81,8 +82,11 @@ def test_matrices_applied_by_hand_give_the_blocks_output_and_transposed_do_not(o
 
 
 @EVERY
-def test_the_logits_stay_what_they_are_to_the_bit(options):
+@pytest.mark.parametrize("by_kernels", [False, True])
+def test_the_logits_stay_what_they_are_to_the_bit(options, by_kernels):
     model = small(**options)
+    if by_kernels:
+        model = kernel_if_any(model)
     for x in (pictures(), pictures((20, 20))):
         with torch.no_grad():
             expected = model(x)

@@ -153,6 +153,16 @@ def test_int8_is_kept_only_if_it_agrees_on_nearly_all_pictures(tmp_path, monkeyp
     assert kinds.count("FakeQuantize") >= 10
 
 
+@pytest.mark.heavy
+@pytest.mark.timeout(900)
+def test_int8_of_weights_that_ship_agrees_on_pictures_of_their_test_set(tmp_path):
+    done = dynamixer.export(
+        "dynamixer_nano", "openvino", tmp_path / "m.xml", int8=True, data=[shared_data("cifar10/test.parquet")]
+    )
+    assert done.agreement.pictures == 1000
+    assert done.agreement.share >= 98.5
+
+
 @pytest.fixture(scope="module")
 def clothes(tmp_path_factory):
     """A model that knows the classes of the pictures that ship, in another order."""

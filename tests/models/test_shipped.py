@@ -11,6 +11,8 @@ from safetensors import safe_open
 import dynamixer
 from dynamixer import UserError
 from dynamixer.data import Preprocessing
+from dynamixer.data.sources import open_data
+from dynamixer.evaluate import match_classes
 from dynamixer.models import shipped
 from dynamixer.models.checkpoint import Checkpoint
 from helpers import shared_data
@@ -118,3 +120,26 @@ def test_they_are_as_good_as_their_cards_say(name):
     assert found["images"] == told["images"]
     assert found["top1"] >= told["top1"] - 0.1
     assert found["ece"] == pytest.approx(told["ece"], abs=0.3)
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("precision", "least"), [("bf16", 99.5), ("int8", 98.5)])
+@pytest.mark.parametrize("name", MODELS)
+def test_by_the_kernels_in_fewer_bits_they_answer_alike(name, precision, least):
+    checkpoint = dynamixer.load(name)
+    source = match_classes(open_data(shared_data(TESTS[name])).for_evaluation()[1], checkpoint)
+    numbers = range(0, len(source), len(source) // 1900)
+    pictures = torch.stack([checkpoint.preprocessing(source.picture(number)) for number in numbers])
+    labels = torch.as_tensor([int(source.labels[number]) for number in numbers])
+    try:
+        fast = dynamixer.optimize(checkpoint.model, pictures[:50], way="kernel", precision=precision)
+    except UserError as error:
+        assert precision == "int8", error
+        pytest.skip(str(error))
+    with torch.inference_mode():
+        expected, found = (
+            torch.cat([way(part) for part in pictures.split(50)]).argmax(1) for way in (checkpoint.model, fast)
+        )
+    assert 100 * (found == expected).float().mean() >= least
+    assert 100 * ((expected == labels).float().mean() - (found == labels).float().mean()) <= 0.5

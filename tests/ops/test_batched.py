@@ -101,6 +101,29 @@ def test_bf16_errs_at_most_twice_as_much_as_the_plain_bf16_computation(mixing):
     assert error(ours, expected) <= 2 * error(plain(half, x.bfloat16(), mixing), expected)
 
 
+@pytest.mark.parametrize("mixing", KINDS, ids=str)
+def test_gradients_in_bf16_err_at_most_three_times_as_much_as_the_plain_bf16_ones(mixing):
+    x = torch.randn(16, L, C)
+
+    def gradients(module, way, dtype):
+        given = x.detach().clone().to(dtype).requires_grad_()
+        y = way(module, given)
+        (y.float() * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
+        return {"x": given.grad} | {name: p.grad for name, p in module.named_parameters()}
+
+    def reference(module, x):
+        return reference_mixing(x, module.weights(), segments=S, softmax=mixing.softmax)
+
+    exact = gradients(mixer(mixing), reference, torch.float32)
+    half = mixer(mixing, dtype=torch.bfloat16), mixer(mixing, dtype=torch.bfloat16)
+    ours = gradients(half[0], lambda module, x: module(x), torch.bfloat16)
+    slow = gradients(half[1], lambda module, x: plain(module, x, mixing), torch.bfloat16)
+    for name, expected in exact.items():
+        assert ours[name].dtype == torch.bfloat16
+        assert error(ours[name], expected) <= 3 * error(slow[name], expected) + 1e-3, name
+        assert error(slow[name], expected) < 0.2, name
+
+
 def plain(module, x, mixing):
     """The equations in the dtype at hand, segment by segment."""
     w, parts = module.weights(), []

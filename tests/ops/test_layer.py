@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from dynamixer.fuse import plan_of
 from dynamixer.layers import MixerLayer, Mixing
@@ -280,3 +281,14 @@ def test_threads_share_the_work(threads):
     for key, value in expected.items():
         assert torch.equal(once[key], again[key]), key
         assert error(once[key], value) < 1e-5, key
+
+
+def test_torchs_counter_sees_the_work_inside_the_kernels():
+    """Forward and backward of whole layers, within what the reweighting takes from means in place of tokens."""
+    shape = (2, 8, 8, 64, 4, 2)
+    counts = []
+    for way in (kernels, parts):
+        with FlopCounterMode(display=False) as counter:
+            results(way, layer(Mixing(), shape), tokens(shape))
+        counts.append(counter.get_total_flops())
+    assert abs(counts[0] / counts[1] - 1) < 0.03, counts

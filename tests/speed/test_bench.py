@@ -100,8 +100,8 @@ def test_the_ceiling_of_a_step_counts_the_products_of_both_passes(name):
 
 def test_what_does_not_give_the_models_answers_is_not_timed(monkeypatch, capsys):
     monkeypatch.setattr(module, "use_kernel", lambda model: example_model("dynamixer_nano", softmax=False))
-    measured = bench(["dynamixer_nano"], Plan(**QUICK, train=False))["models"][0]
-    assert list(measured["inference"]) == ["plain", "eager"]
+    measured = bench(["dynamixer_nano"], Plan(**QUICK))["models"][0]
+    assert list(measured["inference"]) == list(measured["training"]) == ["plain", "eager"]
     assert "its logits differ by" in measured["refused"]["kernel"]
     assert "kernel is not timed" in capsys.readouterr().err
 

@@ -22,6 +22,10 @@ def test_later_sources_win_and_are_named(tmp_path):
     assert origins["drop_path"] == "recipe cifar10_nano"
     assert origins["data"] == "--data"
     assert origins["seed"] == "default"
+    assert f"# softmax: file {file}, windows: command line" in show(config, origins)
+    assert "# patch_size: recipe fashion_nano, softmax: command line" in show(
+        *resolve("fashion_nano", words=["model.softmax=true"])
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)

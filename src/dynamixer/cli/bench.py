@@ -1,6 +1,8 @@
 """`dynamixer bench`."""
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,9 @@ IDLE = {  # what is measured by nothing there, as options are called
 @click.option("--compile", is_flag=True, help="Time torch.compile too, which takes minutes to be ready.")
 @click.option("--ways", is_flag=True, help="Time OpenVINO and int8 too, beside --fast.")
 @click.option("--peers", is_flag=True, help="Time training with static matrices and without the softmax too.")
-@click.option("--scale", is_flag=True, help="Cost against picture size (1x to 4x its own) and batch instead.")
+@click.option(
+    "--scale", is_flag=True, help="Cost against picture size (1x to 4x its own; 224 to 1024) and batch instead."
+)
 @click.option("--parts", is_flag=True, help="Where the time of the C++ kernels goes, operation by operation, instead.")
 @click.option("--roofline", metavar="PNG", type=click.Path(path_type=Path), help="Draw the machine's limits.")
 @click.option("--out", metavar="JSON", type=click.Path(path_type=Path), help="Write the figures to a file.")
@@ -51,7 +55,8 @@ def bench(
       dynamixer bench dynamixer_s --scale
       dynamixer bench dynamixer_s --precision bf16 --parts
 
-    The variants take turns, so that a noisy machine is equally noisy to all; medians and quartiles are given. Variants:
+    The variants of a model take turns, so that a noisy machine is equally noisy to all (models follow each other); medians and
+    quartiles are given. Variants:
 
     \b
       plain     the model step by step as the paper states it (ours only): the baseline
@@ -94,6 +99,7 @@ def bench(
     else:
         found = speed.bench(names, speed.Plan(**plan))
         text = report.table(found)
+    found["about"]["command"] = shlex.join(["dynamixer", *sys.argv[1:]])
     print_result(as_json, found, text)
     if out is not None:
         write_text(out, json.dumps(found, indent=2) + "\n")

@@ -46,7 +46,8 @@ def export(model: str, format: str, out: Path | None, as_json: bool, data: tuple
       dynamixer export runs/first --format hub --out folder              config.json, model.safetensors, README.md
 
     After writing, the file is run on real pictures: it is kept if its logits are within 1e-4 of the model's and every picture has
-    the same top-1 (int8: 98.5 % of 1,000 pictures). Class names and preprocessing are in its metadata, under "dynamixer".
+    the same top-1 (int8: 98.5 % of 1,000 pictures, or of all if there are fewer). Class names and preprocessing are in its
+    metadata, under "dynamixer".
     """
     from dynamixer.errors import UserError  # noqa: PLC0415
 

@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dynamixer.errors import UserError, did_you_mean
-from dynamixer.layers import DynaMixerBlock
+from dynamixer.layers import DynaMixerBlock, MixerLayer
 from dynamixer.mixing import Generator
 
 Axis = Literal["row", "column"]
@@ -163,14 +164,20 @@ def record(
         raise UserError(f"unknown axis {wrong[0]!r}: {did_you_mean(str(wrong[0]), AXES)}")
     seen: list[BlockMixing] = []
 
-    def hook_of(number: int, name: str) -> Any:
-        def hook(block: nn.Module, args: tuple[Tensor, ...]) -> None:
-            assert isinstance(block, DynaMixerBlock)
-            seen.append(_mixing(block, args[0], number, name, axes, weights))
+    layers = {id(part.mixer): part for part in model.modules() if isinstance(part, MixerLayer)}
 
-        return of_this_thread(hook)
+    def watch(number: int) -> RemovableHandle:
+        name, block = known[number]
+        layer = layers.get(id(block))  # the kernels compute a whole layer, but not one whose parts have hooks
 
-    handles = [known[i][1].register_forward_pre_hook(hook_of(i, known[i][0])) for i in chosen]
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            with torch.no_grad():
+                read = args[0] if layer is None else layer.norm1(args[0])
+            seen.append(_mixing(block, read, number, name, axes, weights))
+
+        return (block if layer is None else layer).register_forward_pre_hook(of_this_thread(hook))
+
+    handles = [watch(number) for number in chosen]
     try:
         with uncompiled(model):
             yield seen

@@ -103,6 +103,10 @@ def export(
     calibration, lot = None, None
     if int8 and data:
         calibration, lot = apart(data, checkpoint, compared=INT8_COMPARED, calibrated=CALIBRATED)
+        if len(lot.numbers) < INT8_COMPARED:
+            log(
+                f"warning: compared on {len(lot.numbers):,} pictures where {INT8_COMPARED:,} would be surer: give more --data"
+            )
     fixed = batch_size if dynamic == "none" else None
     comparison = partial(
         compare,

@@ -169,6 +169,10 @@ def find_checkpoint(model: str | Path) -> Path:
             if (path / member).is_file():
                 return path / member
         raise UserError(f"{path} is not a run folder: it has neither {' nor '.join(MEMBERS)}.")
+    if path.suffix in (".onnx", ".xml", ".pt2"):
+        raise UserError(
+            f"{path} is an exported file, which its own runtime runs (docs/export.md shows how): MODEL is what it was made of."
+        )
     if path.is_file():
         return path
     if (weights := shipped(str(model))) is not None:
@@ -178,8 +182,10 @@ def find_checkpoint(model: str | Path) -> Path:
         raise UserError(
             f"weights ship for {ours}, none for {model}: train it (dynamixer train model={model}) and give the run folder."
         )
+    near = did_you_mean(str(model), names())
+    hint = f" ({near})" if near.startswith("did") else ""
     raise UserError(
-        f"there is no {path}: MODEL is a run folder, a .safetensors checkpoint that dynamixer wrote, or {ours}."
+        f"there is no {path}{hint}: MODEL is a run folder, a .safetensors checkpoint that dynamixer wrote, or {ours}."
     )
 
 

@@ -12,6 +12,7 @@ import torch
 
 from dynamixer.errors import UserError
 from dynamixer.native import cache_folder, digest
+from dynamixer.ops.flops import register_formulas
 
 SOURCES = Path(__file__).with_name("csrc")
 SECONDS = 600  # that a compiler may take
@@ -32,6 +33,7 @@ def load_kernel() -> str | None:
             torch.ops.load_library(_built())
     except (OSError, RuntimeError, UserError, subprocess.SubprocessError) as error:
         return f"the C++ kernel cannot be used: {str(error).strip().splitlines()[0]}"
+    register_formulas()
     return None
 
 

@@ -32,6 +32,7 @@ from dynamixer.speed.kernel import use_kernel
 from dynamixer.speed.memory import peak_mib
 from dynamixer.speed.plain import plain
 from dynamixer.speed.step import TrainingStep
+from dynamixer.training.environment import commit
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LATENCIES = 40  # calls at batch 1, of which the 99th percentile is nearly the slowest
@@ -88,7 +89,7 @@ def bench(names: Sequence[str], plan: Plan) -> dict[str, Any]:
 
 
 def about() -> dict[str, Any]:
-    """The machine and the versions."""
+    """The machine, the versions and the commit of the code."""
     return {
         "processor": processor_name(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
@@ -97,6 +98,7 @@ def about() -> dict[str, Any]:
         "torch": torch.__version__,
         "timm": timm.__version__,
         "dynamixer": dynamixer.__version__,
+        "commit": commit(),
         "python": platform.python_version(),
     }
 
@@ -197,9 +199,9 @@ def _compiled(model: nn.Module, autocast: Callable[[], Any]) -> Callable[[Tensor
 
 def _measure_training(model: nn.Module, variants: dict[str, nn.Module], plan: Plan, result: Measured) -> None:
     pictures = torch.randn(result.train_batch, 3, *result.size, generator=torch.Generator().manual_seed(0))
-    variants = dict(variants)
+    variants = {key: variant for key, variant in variants.items() if key not in result.refused}
     if plan.compile:
-        for key in [key for key in variants if key != "kernel"]:
+        for key in [key for key in variants if key != "kernel" and f"{key}, compiled" not in result.refused]:
             compiled: Any = torch.compile(copy.deepcopy(variants[key]))
             variants[f"{key}, compiled"] = compiled
     if plan.peers and isinstance(model, DynaMixer):
@@ -333,16 +335,14 @@ def scale(names: Sequence[str], plan: Plan) -> dict[str, Any]:
     for name in names:
         model = example_model(name)
         native = native_size(model)[0]
-        sizes = [native, native * 3 // 2, native * 2, native * 3, native * 4]
+        sizes = [native, native * 3 // 2, native * 2, native * 3, 1024 if native == 224 else native * 4]
         check_sizes(model, name, [(size, size) for size in sizes])
-        settings = [(size, plan.batch) for size in sizes] + [
-            (native, batch) for batch in (1, 2, 4, 16) if batch != plan.batch
-        ]
+        settings = [(size, plan.batch) for size in sizes]
+        settings += [(native, batch) for batch in (1, 2, 4, 16) if batch != plan.batch]
         run = _inference(model, autocast_of(plan.precision))
         with progress("timing", len(settings), unit="calls") as meter:
             for size, batch in settings:
-                pictures = torch.randn(batch, 3, size, size)
-                call = partial(run, pictures)
+                call = partial(run, torch.randn(batch, 3, size, size))
                 seconds = statistics.median(in_turn({"eager": call}, rounds=3)["eager"])
                 row = {"model": name, "size": size, "batch": batch, "images_per_s": batch / seconds}
                 rows.append(row | {"multiply_adds": count(model, size).multiply_adds, "peak_mib": peak_mib(call)})

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dynamixer.study.figures import Picture, matrices, series
 from dynamixer.study.measure import KINDS, PICTURES, SEGMENTS, SEVERITIES, SIZES
 from dynamixer.study.results import Line, Results
-from dynamixer.study.rows import DATASETS, MAIN, PEERS, ROWS, SCARCE, TABLES, config_of, runs
+from dynamixer.study.rows import BASE, DATASETS, MAIN, PEERS, ROWS, SCARCE, TABLES, config_of, runs
 from dynamixer.study.statistics import paired, spread
 from dynamixer.study.words import NOT_RUN, common, in_order, interval_text, markdown, spread_text
 
@@ -70,6 +70,14 @@ def _by_epoch(results: Results, dataset: str, share: int, rows: Sequence[str]) -
         return _part(heading, "Not yet run."), {}
     shown = [epochs[round(n * (len(epochs) - 1) / 4)] for n in range(5)] if len(epochs) > 5 else epochs
     pairs = [(a, b) for a, b in LEARNED if {a, b} <= found.keys()]
+    went = []
+    for a, b in pairs:
+        first, last = (paired(found[a].get(e, {}), found[b].get(e, {})) for e in (epochs[0], epochs[-1]))
+        if first and last:
+            went.append(
+                f"{ROWS[a].label} less {ROWS[b].label} goes from {first.mean:+.1f} points after the first epoch to "
+                f"{last.mean:+.1f} after the last"
+            )
     lines = [
         [
             f"{ROWS[a].label} less {ROWS[b].label}",
@@ -85,7 +93,8 @@ def _by_epoch(results: Results, dataset: str, share: int, rows: Sequence[str]) -
     text = (
         "Top-1 of held-out pictures; differences in points over the seeds that both rows have (one seed has no interval), the"
         " learning rate falling to nothing at the last epoch.\n\n"
-        f"{markdown(['row', 'seeds', *(f'epoch {e:.0f}' for e in shown)], lines)}\n\n![{picture.caption}](images/{name})"
+        f"{markdown(['row', 'seeds', *(f'epoch {e:.0f}' for e in shown)], lines)}\n\n![{picture.caption}](images/{name})\n\n"
+        f"Of held-out pictures, {'; '.join(went)}."
     )
     return _part(heading, text), {name: picture}
 
@@ -214,9 +223,23 @@ def _depth(results: Results, dataset: str) -> tuple[str, dict[str, Picture]]:
         "are (`entropy`, 1 for even). Nearly even matrices can be dynamic and do little: read `dynamic` with `change`.\n"
         "Without the softmax rows need not sum to 1, and how their sums change counts too: compare rows with the softmax, or\n"
         "rows without it. Normal noise, which such rows begin as, has an entropy of about 0.9: there it shows no learning.\n\n"
-        f"{markdown(head, table)}\n\n![{picture.caption}](images/{name})"
+        f"{markdown(head, table)}\n\n![{picture.caption}](images/{name})\n\n"
+        f"{_moving({row: [_mean([found[float(b)]]) for b in blocks] for row, found in figures['dynamic'].items()})}"
     )
     return _part(heading, text), {name: picture}
+
+
+def _moving(by_block: Mapping[str, Sequence[float]]) -> str:
+    """What the depths say of the paper's form, and of a generator that learned nothing."""
+    if BASE not in by_block:
+        return f"{ROWS[BASE].label}: {NOT_RUN}."
+    ours = by_block[BASE]
+    least, most = (f"in block {ours.index(value)} ({value:.2f})" for value in (min(ours), max(ours)))
+    says = f"The paper's form is least dynamic {least} and most {most}"
+    if "frozen" not in by_block:
+        return f"{says}."
+    random = statistics.fmean(by_block["frozen"])
+    return f"{says}; over all blocks {statistics.fmean(ours):.2f}, with a random generator {random:.2f}."
 
 
 def _matrices(results: Results) -> tuple[str, dict[str, Picture]]:

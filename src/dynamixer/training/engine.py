@@ -122,7 +122,7 @@ class _Run:
         self._resume()
         log(self.folder.describe(len(state.rows)))
         names, about = config.track if self.world.main else "none", config.to_dict()
-        tracker = open_trackers(names, run=self.folder.run, config=about, identity=state.identity)
+        tracker = open_trackers(names, run=self.folder.run, config=about, identity=self.folder.identity)
         loader = self.course.batches(state.step)
         try:
             while (epoch := len(state.rows)) < config.epochs and not self._out_of_patience():

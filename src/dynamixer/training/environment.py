@@ -17,19 +17,23 @@ def cpu_name() -> str:
     return f"{processor_name()} ({'bf16' if computes_in_bf16() else torch.backends.cpu.get_cpu_capability()})"
 
 
-def environment(device: torch.device, processes: int) -> dict[str, Any]:
-    """Versions, machine and the commit of the code, as environment.json of a run folder holds them."""
-    commit = None
+def commit() -> str | None:
+    """That of the code, where it lies in its repository."""
+    found = None
     for words in (["ls-files", "--error-unmatch", __file__], ["rev-parse", "HEAD"]):
         git = ["git", "-C", str(Path(__file__).parent), *words]
         try:
-            commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            found = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
         except (OSError, subprocess.SubprocessError):
-            commit = None  # installed from a wheel, perhaps inside somebody else's repository
-            break
+            return None  # installed from a wheel, perhaps inside somebody else's repository
+    return found
+
+
+def environment(device: torch.device, processes: int) -> dict[str, Any]:
+    """Versions, machine and the commit of the code, as environment.json of a run folder holds them."""
     return {
         "dynamixer": dynamixer.__version__,
-        "commit": commit,
+        "commit": commit(),
         "torch": torch.__version__,
         "timm": timm.__version__,
         "python": platform.python_version(),

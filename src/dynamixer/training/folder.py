@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import secrets
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +50,7 @@ class RunFolder:
         self.times: list[dict[str, Any]] = []
         self.begun = self.wrote = False
         self.held: int | None = None
+        self.identity = secrets.token_hex(8)  # by which trackers know the run again, whatever its folder is called
 
     def describe(self, done: int) -> str:
         """One sentence about what is going to run."""
@@ -94,12 +96,9 @@ class RunFolder:
 
     def _environment(self) -> dict[str, Any]:
         """What this process computes by, and under `earlier` what those before it did where that was something else."""
-        now = environment(self.world.device, self.world.size)
-        try:
-            before = json.loads((self.run / "environment.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return now
-        if not isinstance(before, dict):
+        now = environment(self.world.device, self.world.size) | {"identity": self.identity}
+        before = self._noted()
+        if not before:
             return now
         earlier = before.pop("earlier", [])
         if before.get("processes") != now["processes"] and (
@@ -108,8 +107,16 @@ class RunFolder:
             log("the number of processes is another than before: mixup, CutMix and drop path draw others from here on")
         return now | {"earlier": [*earlier, *([before] if before != now else [])]}
 
+    def _noted(self) -> dict[str, Any]:
+        """The environment.json of the process before this one, empty if there is none to be read."""
+        try:
+            before = json.loads((self.run / "environment.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return before if isinstance(before, dict) else {}
+
     def take_up(self) -> None:
-        """Take up the times of the run's earlier part, and clear away what a kill left half-written.
+        """Take up the identity and the times of the run's earlier part, and clear away what a kill left half-written.
 
         Raises:
             UserError: another process trains in this folder, or has made another run of it while it was waited for.
@@ -121,6 +128,7 @@ class RunFolder:
         for path in self.run.glob(".*"):
             if is_leftover(path):
                 path.unlink()
+        self.identity = str(self._noted().get("identity", self.identity))
         if (self.run / "timing.csv").exists():
             with (self.run / "timing.csv").open(encoding="utf-8", newline="") as file:
                 self.times = list(csv.DictReader(file))

@@ -34,6 +34,7 @@ def resolve(
     for key, value in start.to_dict().items():
         values[key] = value
         origins[key] = DEFAULT if value == TrainConfig().to_dict()[key] else f"recipe {recipe}"
+    origins.update({MODEL_PREFIX + name: f"recipe {recipe}" for name in start.model_args})
 
     def over(changes: dict[str, Any], origin: str) -> None:
         for key, value in changes.items():
@@ -43,7 +44,9 @@ def resolve(
                 values["model_args"] = {**values["model_args"], key.removeprefix(MODEL_PREFIX): value}
             else:
                 values[key] = value
-            origins["model_args" if str(key).startswith(MODEL_PREFIX) else key] = origin
+            origins[key] = origin
+            if key == "model_args":
+                origins.update({MODEL_PREFIX + name: origin for name in options_of(value)})
 
     if file is not None:
         over(_from_file(file), f"file {file}")
@@ -93,5 +96,8 @@ def show(config: TrainConfig, origins: dict[str, str]) -> str:
     for item in dataclasses.fields(config):
         value = yaml.safe_dump(config.to_dict()[item.name], default_flow_style=True, width=1000).removesuffix("...\n")
         text = f"{item.name}: {value.strip()}"
-        lines.append(f"{text:50}  # {origins[item.name]}")
+        origin = origins[item.name]
+        if item.name == "model_args" and config.model_args:
+            origin = ", ".join(f"{name}: {origins[MODEL_PREFIX + name]}" for name in config.model_args)
+        lines.append(f"{text:50}  # {origin}")
     return "\n".join(lines)

@@ -1,6 +1,5 @@
 """What a run knows of itself: its state, as checkpoints keep it, and its result."""
 
-import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,4 +42,3 @@ class State:
     rows: list[dict[str, Any]] = field(default_factory=list)  # of metrics.csv
     best: int = -1  # index of the best row
     best_tally: dict[str, Any] = field(default_factory=dict)
-    identity: str = field(default_factory=lambda: secrets.token_hex(8))  # by which trackers know the run again
