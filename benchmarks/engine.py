@@ -14,8 +14,6 @@ import dataclasses
 import io
 import itertools
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -28,10 +26,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import dynamixer
 from dynamixer.device import resolve_device
 from dynamixer.progress import Meter
 from dynamixer.speed import use_kernel
+from dynamixer.speed.bench import about
 from dynamixer.training.config import TrainConfig
 from dynamixer.training.engine import _Run
 from dynamixer.training.resolve import resolve
@@ -85,18 +83,21 @@ def quartiles(steps: list[list[float]], bare: int) -> list[float]:
 
 def table(runs: dict[str, dict[str, Any]]) -> str:
     lines = [
-        "| run | of a bare loop on the same files | on tensors in memory | waiting for pictures | a checkpoint |",
-        "|---|---|---|---|---|",
+        "| run | steps | of a bare loop on the same files | on tensors in memory | waiting for pictures | a checkpoint |",
+        "|---|---|---|---|---|---|",
     ]
     for name, found in runs.items():
         files, tensors = (
             f"{middle} % ({low}-{high})"
             for low, middle, high in (found[f"percent_of_bare_on_{on}"] for on in ("files", "tensors"))
         )
-        lines.append(
-            f"| {name.split()[0]} | {files} | {tensors} | {found['data_wait_percent']} % | {found['checkpoint_seconds']} s |"
-        )
-    return "\n".join(lines)
+        cells = (files, tensors, f"{found['data_wait_percent']} %", f"{found['checkpoint_seconds']} s")
+        lines.append(f"| {name.split()[0]} | {found['steps']} | {' | '.join(cells)} |")
+    machines = {
+        f"{m['processor']}, {m['cores']} cores with {m['vectors']}, torch {m['torch']}, commit {m['commit'][:7]}"
+        for m in (found["about"] for found in runs.values())
+    }
+    return "\n".join([*lines, "", f"On {'; '.join(sorted(machines))}."])
 
 
 def main() -> None:
@@ -129,15 +130,10 @@ def main() -> None:
         saving = time.perf_counter() - began
     steps = steps[WARM_UP:]
     ours = statistics.median(engine for *_, engine in steps)
-    about = {
-        "torch": torch.__version__,
-        "dynamixer": dynamixer.__version__,
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
     found = {
         "command": f"benchmarks/engine.py {' '.join(options.words)} --steps {options.steps}",
+        "about": about(),
+        "steps": len(steps),
         "percent_of_bare_on_tensors": quartiles(steps, 0),
         "percent_of_bare_on_files": quartiles(steps, 1),
         "engine_images_per_s": round(config.batch_size / ours, 1),
@@ -145,7 +141,6 @@ def main() -> None:
         "checkpoint_seconds": round(saving, 3),
     }
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
-    results["about"] = about
     results["runs"][" ".join(options.words)] = found
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=2))
