@@ -141,7 +141,7 @@ def test_mixed_sizes_and_options_train(tmp_path):
         ({"model_args": {"softmax": "maybe"}}, "softmax='maybe' has to be true or false"),
         ({"model_args": {"reduced": 0}}, "are 1 or more"),
         ({"model_args": {"patch_size": 0}}, "are 1 or more"),
-        ({"model_args": {"global_pool": "foo"}}, "cannot be built"),
+        ({"model_args": {"global_pool": "foo"}}, "it is one of"),
         ({"model_args": {"device": "meta"}}, "model.device=meta cannot be set: the weights could not be read again"),
         ({"model": "resnet10t", "model_args": {"features_only": True}}, "model.features_only=True cannot be set"),
         (
