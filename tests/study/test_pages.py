@@ -261,7 +261,7 @@ def test_a_page_without_a_place_is_a_sentence(tmp_path):
         write_page(tmp_path, Results(tmp_path))
 
 
-def test_rows_whose_later_seeds_were_run_first_lean_no_way_without_the_seed_that_chose_them():
+def test_differences_of_rows_chosen_by_seed_0_keep_their_sign_on_the_other_seeds():
     page = " ".join(PAGE.read_text(encoding="utf-8").split())
     assert "on seeds 1 and 2 alone all five differences have the same sign" in page
     results = Results(ROOT / "benchmarks/results/study")

@@ -7,6 +7,7 @@ Letters: L native line length, K the line's real length, N windows, C channels, 
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,19 +51,9 @@ def mixing_matrices(
     return at.average(matrices)
 
 
-def batched_mixing(
-    x: Tensor,
-    weights: Weights,
-    *,
-    segments: int,
-    length: int,
-    softmax: bool = True,
-    windowed: bool = True,
-    called: Called = NONE,
-) -> Tensor:
+def batched_mixing(x: Tensor, weights: Weights, *, segments: int, called: Called = NONE, **options: Any) -> Tensor:
     """Mix the tokens of each line and project: x [..., K, C] -> [..., K, C]. Options as for `mixing_matrices`."""
-    options = {"segments": segments, "length": length}
-    matrices = mixing_matrices(x, weights, **options, softmax=softmax, windowed=windowed, called=called)
+    matrices = mixing_matrices(x, weights, segments=segments, called=called, **options)
     values = x.unflatten(-1, (segments, -1)).movedim(-2, -3)  # [..., S, K, C/S]
     mixed = (matrices @ values).movedim(-3, -2).flatten(-2)
     return _linear("project", mixed, weights.project_weight, weights.project_bias, called)

@@ -94,7 +94,7 @@ def _by_epoch(results: Results, dataset: str, share: int, rows: Sequence[str]) -
         "Top-1 of held-out pictures; differences in points over the seeds that both rows have (one seed has no interval), the"
         " learning rate falling to nothing at the last epoch.\n\n"
         f"{markdown(['row', 'seeds', *(f'epoch {e:.0f}' for e in shown)], lines)}\n\n![{picture.caption}](images/{name})\n\n"
-        f"Of held-out pictures, {'; '.join(went)}."
+        f"Of held-out pictures, {'; '.join(went) or NOT_RUN}."
     )
     return _part(heading, text), {name: picture}
 
