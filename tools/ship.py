@@ -5,7 +5,8 @@
 Of several runs, each started from the weights of the one before it, the last one ships, and the card has the recipes of all. Its
 classifier is scaled so that the cross-entropy of pictures held out of its training is least, which changes no answer, only how
 sure it is (temperature scaling, Guo et al. 2017). The card's figures are those of the weights in fp32; they are stored in fp16
-where that changes the accuracy by at most 0.05 points. RUN's file is left as it is.
+where that changes the accuracy by at most 0.05 points. RUN's file is left as it is. Where the last one was distilled, its teacher
+and the last run that was not are measured as well.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from scipy.optimize import minimize_scalar
 from torch.nn.functional import cross_entropy
 
 import dynamixer
+import teacher  # noqa: F401 - its network is registered
 from dynamixer.data.loading import EvaluationPictures, batches, evaluation_loader
 from dynamixer.errors import UserError
 from dynamixer.evaluate import measure
@@ -33,6 +35,7 @@ from dynamixer.training.resolve import resolve
 from dynamixer.training.setup import prepare_data
 
 ALLOWED = 0.05  # points of top-1 that fp16 may cost
+OTHERS = ("undistilled_top1", "teacher_top1")  # in percent of the test pictures
 OF_TRAINING = {"drop_path_rate", "drop_rate"}
 
 PAGES = [FOLDER.parents[2] / "README.md", FOLDER.parents[2] / "docs/models.md"]
@@ -41,12 +44,18 @@ MARKS = re.compile("(<!-- weights -->\n).*?\n?(<!-- end -->)", re.DOTALL)
 
 def table() -> str:
     """What ships, for the pages."""
-    lines = ["| weights | data | top-1 of test pictures | size |", "|---|---|---|---|"]
+    lines = [
+        "| weights | data | top-1 of test pictures | before distillation | teacher | size |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in names():
         checkpoint = dynamixer.load(name)
         trained, size = checkpoint.trained, checkpoint.path.stat().st_size / 1e6
         test = trained["test"]
-        lines.append(f"| {name} | {trained['data']} | {test['top1']:.2f} % of {test['images']:,} | {size:.1f} MB |")
+        others = " | ".join(f"{trained[key]:.2f} %" if key in trained else "none" for key in OTHERS)
+        lines.append(
+            f"| {name} | {trained['data']} | {test['top1']:.2f} % of {test['images']:,} | {others} | {size:.1f} MB |"
+        )
     return "\n".join(lines)
 
 
@@ -54,6 +63,15 @@ def changed(run: str) -> dict[str, object]:
     """The keys of a run's recipe that are not the default."""
     default = TrainConfig().to_dict()
     return {key: value for key, value in _recipe(Path(run) / "config.yaml").items() if value != default[key]}
+
+
+def compared(runs: list[str]) -> dict[str, str]:
+    """What to measure beside a distilled run: the last run that was not, and its teacher."""
+    teachers = {run: resolve(file=Path(run) / "config.yaml")[0].teacher for run in runs}
+    mine = teachers[runs[-1]]
+    if mine is None:
+        return {}
+    return dict(zip(OTHERS, ([run for run in runs if teachers[run] is None][-1], mine), strict=True))
 
 
 @torch.inference_mode()
@@ -97,8 +115,11 @@ def main() -> None:
         save_checkpoint(staged, checkpoint.model.state_dict(), **about)
         whole = dynamixer.evaluate(staged, asked.test)
         about["trained"]["test"] = {key: whole[key] for key in held}
+        others = compared(asked.runs)
+        about["trained"] |= {key: dynamixer.evaluate(run, asked.test)["top1"] for key, run in others.items()}
         save_checkpoint(staged, checkpoint.model.state_dict(), **about)
-        recipes = {Path(run).name: changed(run) for run in asked.runs}
+        runs = [*asked.runs[:-1], *([others["teacher_top1"]] if others else []), asked.runs[-1]]
+        recipes = {Path(run).name: changed(run) for run in runs}
         recipes["afterwards"] = {"classifier_times": round(factor, 3)}
         options: dict[str, Any] = {"name": checkpoint.name, "recipe": recipes}
         folder = write_folder(staged, FOLDER / checkpoint.name, half=True, **options)

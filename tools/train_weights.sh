@@ -14,7 +14,7 @@ which=$1 data=$2 runs=$3
 export OMP_NUM_THREADS=1
 
 train() { # NAME RECIPE KEY=VALUE...
-    .venv/bin/python -m torch.distributed.run --standalone --nproc-per-node 2 -m dynamixer train "$2" \
+    .venv/bin/python -m torch.distributed.run --standalone --nproc-per-node 2 tools/teacher.py train "$2" \
         --data "$data/train.parquet" --out "$runs/$1" kernel=auto track=none "${@:3}"
 }
 
@@ -23,7 +23,11 @@ case $which in
 nano)
     train nano cifar10_nano epochs=32 lr=3e-3 "${small[@]}"
     train nano-2 cifar10_nano weights="$runs/nano" epochs=30 lr=2e-3 cutmix=1.0 auto_augment=rand-m5-n1-inc1 "${small[@]}"
-    .venv/bin/python tools/ship.py "$runs/nano" "$runs/nano-2" --test "$data/test.parquet" --data CIFAR-10
+    train teacher cifar10_nano model=teacher_cifar10 opt=sgd lr=0.5 batch_size=512 weight_decay=1.3e-3 clip_grad=none epochs=12 \
+        warmup_epochs=1 drop_path=0 holdout=0.02 ema=0.99 ema_warmup=true checkpoint_every=50 kernel=off
+    train nano-3 cifar10_nano weights="$runs/nano-2" teacher="$runs/teacher" distill=0.9 temperature=2 epochs=9 lr=1e-3 \
+        cutmix=1.0 "${small[@]}" warmup_epochs=0.3 precision=fp32
+    .venv/bin/python tools/ship.py "$runs"/nano{,-2,-3} --test "$data/test.parquet" --data CIFAR-10
     ;;
 nano_plus)
     small+=(model=dynamixer_nano_plus)
