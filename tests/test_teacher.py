@@ -31,7 +31,7 @@ def test_the_first_batch_decides_how_patches_are_whitened(tool):
     assert whitening.kernels.equal(before)
 
 
-def test_the_teacher_is_as_large_as_its_page_says_and_comes_back_from_a_checkpoint(tool, tmp_path):
+def test_the_teacher_is_as_large_as_its_page_says_and_comes_back_from_its_state(tool):
     torch.manual_seed(0)
     model = timm.create_model(tool.NAME)
     model(torch.randn(8, 3, 32, 32))

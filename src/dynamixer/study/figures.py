@@ -109,6 +109,7 @@ def _plain(axes: "Axes") -> None:
 
 def _comparison(title: str, bars: Sequence[Bar]) -> "Figure":
     figure = _figure(9.5, 1.5 + 0.36 * len(bars))
+    figure.set_layout_engine("constrained", w_pad=0.15)  # inches; a number below the end of an axis is as wide as this
     left, right = figure.subplots(1, 2, sharey=True)
     for place, bar in enumerate(bars):
         if bar.tops:
