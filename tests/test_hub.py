@@ -16,7 +16,7 @@ from PIL import Image
 import dynamixer
 from dynamixer import UserError
 from dynamixer.data import Preprocessing
-from dynamixer.hub import write_folder
+from dynamixer.hub import timm_config, write_folder
 from dynamixer.models.checkpoint import create_model, save_checkpoint
 from helpers import sharpen
 from hub_server import hub
@@ -144,6 +144,13 @@ def test_a_card_says_what_is_not_known(tmp_path):
     assert "Data: unknown. Seed unknown, dynamixer" in card
     assert "nothing was measured" in card
     assert "model-index" not in card
+
+
+def test_a_network_that_does_not_say_how_many_features_it_has_is_described_too(run):
+    checkpoint = dynamixer.load(run)
+    assert timm_config(checkpoint)["num_features"] == checkpoint.model.num_features
+    del checkpoint.model.num_features
+    assert "num_features" not in timm_config(checkpoint)
 
 
 ROUND = """

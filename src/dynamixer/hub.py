@@ -178,7 +178,7 @@ def timm_config(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "architecture": checkpoint.name,
         **classes,
-        "num_features": model.num_features,
+        **({"num_features": model.num_features} if hasattr(model, "num_features") else {}),
         "label_names": list(checkpoint.classes),
         "model_args": checkpoint.args,
         "pretrained_cfg": {
