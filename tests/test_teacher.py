@@ -1,4 +1,4 @@
-"""The teacher of nano's weights (tools/teacher.py)."""
+"""The teachers of the weights that ship (tools/teacher.py)."""
 
 import importlib
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from torch.nn import functional as F
 
 import dynamixer
 from helpers import shared_data
@@ -19,27 +20,37 @@ def tool(monkeypatch):
     return importlib.import_module("teacher")  # once: timm warns of a second network of the same name
 
 
-def test_the_first_batch_decides_how_patches_are_whitened(tool):
+@pytest.mark.parametrize(("patch", "stride"), [(2, 1), (3, 2)])
+def test_the_first_batch_decides_how_patches_are_whitened(tool, patch, stride):
     torch.manual_seed(0)
-    whitening = tool.Whitening()
-    pictures = torch.randn(64, 3, 16, 16).cumsum(-1).cumsum(-2)  # neighbours alike, as in pictures
-    axes = whitening(pictures).transpose(0, 1).reshape(24, -1)
-    assert torch.allclose(axes[:12], -axes[12:], atol=1e-4)
-    assert torch.allclose(axes[:12].cov(), torch.eye(12), atol=5e-3)
+    size = 3 * patch**2
+    whitening = tool.Whitening(patch, stride)
+    pictures = torch.randn(64, 3, 17, 17).cumsum(-1).cumsum(-2)  # neighbours alike, as in pictures
+    found = whitening(pictures)
+    places = (17 - patch) // stride + 1
+    assert found.shape == (64, 2 * size, places, places)
+    axes = F.conv2d(pictures, whitening.kernels).transpose(0, 1).reshape(2 * size, -1)
+    assert torch.allclose(axes[:size], -axes[size:], atol=1e-4)
+    assert torch.allclose(axes[:size].cov(), torch.eye(size), atol=5e-3)
     before = whitening.kernels.clone()
     whitening(2 * pictures)
     assert whitening.kernels.equal(before)
 
 
-def test_the_teacher_is_as_large_as_its_page_says_and_comes_back_from_its_state(tool):
+@pytest.mark.parametrize(("name", "size"), [("teacher_cifar10", 32), ("teacher_imagenette", 128)])
+def test_a_teacher_is_as_large_as_its_page_says_and_comes_back_from_its_state(tool, name, size):
     torch.manual_seed(0)
-    model = timm.create_model(tool.NAME)
-    model(torch.randn(8, 3, 32, 32))
-    size = dynamixer.count(model)
-    assert f"{size.parameters / 1e6:.0f}M parameters, {size.multiply_adds / 1e6:.0f}M" in tool.__doc__
-    again = timm.create_model(tool.NAME)
+    model = timm.create_model(name)
+    model(torch.randn(8, 3, size, size))
+    found = dynamixer.count(model)
+    page = " ".join(tool.__doc__.split())
+    assert (
+        f"{found.parameters / 1e6:.0f}M parameters and {found.multiply_adds / 1e6:.0f}M multiply-adds at {size} px"
+        in page
+    )
+    again = timm.create_model(name)
     again.load_state_dict(model.state_dict())
-    pictures = torch.randn(2, 3, 32, 32)
+    pictures = torch.randn(2, 3, size, size)
     assert again.eval()(pictures).equal(model.eval()(pictures))
 
 
@@ -56,6 +67,15 @@ def test_only_a_distilled_run_is_compared_with_others(tool, tmp_path):
 
 @pytest.mark.heavy
 @pytest.mark.timeout(600)
-def test_the_teacher_that_is_kept_is_as_good_as_the_table_says(tool):
-    found = dynamixer.evaluate(TOOL.with_name("teacher_cifar10.safetensors"), shared_data("cifar10/test.parquet"))
-    assert found["top1"] == pytest.approx(dynamixer.load("dynamixer_nano").trained["teacher_top1"], abs=0.1)
+@pytest.mark.parametrize(
+    ("teacher", "student", "pictures"),
+    [
+        ("teacher_cifar10", "dynamixer_nano", "cifar10/test.parquet"),
+        ("teacher_imagenette", "dynamixer_tiny", "imagenette128/val.parquet"),
+    ],
+)
+def test_a_teacher_that_is_kept_is_as_good_as_the_table_says(tool, teacher, student, pictures):
+    shipped = dynamixer.load(student)
+    kept = TOOL.with_name(f"{teacher}.safetensors")
+    found = dynamixer.evaluate(kept, shared_data(pictures), size=shipped.preprocessing.size)
+    assert found["top1"] == pytest.approx(shipped.trained["teacher_top1"], abs=0.1)

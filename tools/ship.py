@@ -116,9 +116,12 @@ def main() -> None:
         whole = dynamixer.evaluate(staged, asked.test)
         about["trained"]["test"] = {key: whole[key] for key in held}
         others = compared(asked.runs)
-        about["trained"] |= {key: dynamixer.evaluate(run, asked.test)["top1"] for key, run in others.items()}
+        size = checkpoint.preprocessing.size  # a teacher may have been trained at another
+        about["trained"] |= {key: dynamixer.evaluate(run, asked.test, size=size)["top1"] for key, run in others.items()}
         save_checkpoint(staged, checkpoint.model.state_dict(), **about)
-        runs = [*asked.runs[:-1], *([others["teacher_top1"]] if others else []), asked.runs[-1]]
+        runs = list(asked.runs)
+        if others:  # the teacher before the first that it taught
+            runs.insert(runs.index(others["undistilled_top1"]) + 1, others["teacher_top1"])
         recipes = {Path(run).name: changed(run) for run in runs}
         recipes["afterwards"] = {"classifier_times": round(factor, 3)}
         options: dict[str, Any] = {"name": checkpoint.name, "recipe": recipes}
@@ -128,8 +131,8 @@ def main() -> None:
             write_folder(staged, FOLDER / checkpoint.name, **options)
     for page in PAGES:
         page.write_text(MARKS.sub(rf"\g<1>{table()}\n\2", page.read_text(encoding="utf-8"), count=1), encoding="utf-8")
-    size = (folder / WEIGHTS).stat().st_size / 1e6
-    print(f"{folder}: {whole['top1']:.2f} % of {whole['images']:,}, fp16 changes it by {lost:.2f}, {size:.1f} MB")
+    stored = (folder / WEIGHTS).stat().st_size / 1e6
+    print(f"{folder}: {whole['top1']:.2f} % of {whole['images']:,}, fp16 changes it by {lost:.2f}, {stored:.1f} MB")
 
 
 if __name__ == "__main__":

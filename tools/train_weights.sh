@@ -53,7 +53,15 @@ tiny)
         auto_augment=rand-m5-n1-inc1 precision=bf16 checkpoint_every=50 "${photographs[@]}" batch_size=32 ema=0.999
     train tiny-128-5 finetune weights="$runs/tiny-128-4" size=128 epochs=3 warmup_epochs=0.2 lr=5e-4 layer_decay=none precision=bf16 \
         checkpoint_every=50 "${photographs[@]}" batch_size=32 ema=0.999 scale=0.4
-    .venv/bin/python tools/ship.py "$runs"/tiny-{64,128,64-2,128-2,96,128-3,128-4,128-5} --test "$data/val.parquet" --data "Imagenette (fast.ai, 128 px)"
+    train teacher-tiny imagenette_tiny model=teacher_imagenette size=96 opt=sgd lr=0.2 batch_size=128 weight_decay=2e-3 clip_grad=none \
+        epochs=24 warmup_epochs=1 drop_path=0 holdout=0.05 ema=0.99 ema_warmup=true checkpoint_every=20 kernel=off
+    photographs=(batch_size=32 ema=0.999 ema_warmup=true holdout=0.05 drop_path=0 checkpoint_every=50)
+    photographs+=(teacher="$runs/teacher-tiny" distill=0.9 temperature=2)
+    train tiny-96-2 imagenette_tiny weights="$runs/tiny-128-5" size=96 epochs=14 warmup_epochs=0.3 lr=1e-3 cutmix=1.0 scale=0.25 \
+        "${photographs[@]}"
+    train tiny-128-6 imagenette_tiny weights="$runs/tiny-96-2" size=128 epochs=2 warmup_epochs=0.2 lr=5e-4 scale=0.4 "${photographs[@]}"
+    .venv/bin/python tools/ship.py "$runs"/tiny-{64,128,64-2,128-2,96,128-3,128-4,128-5,96-2,128-6} --test "$data/val.parquet" \
+        --data "Imagenette (fast.ai, 128 px)"
     ;;
 *)
     echo "error: $which is none of: nano, nano_plus, tiny" >&2
