@@ -40,7 +40,7 @@ def test_the_table_is_its_results(monkeypatch):
     for name, row in results["correlations"].items():
         assert row["the rollout"] > row["transposed matrices"]
         told = row["the rollout"] - row["even weights in place of the matrices"]
-        assert 0.04 <= told <= 0.12, name  # as the page says
+        assert 0.045 <= told <= 0.115, name  # as the page says: 0.05 to 0.11
 
 
 def test_every_field_is_explained():
